@@ -1,0 +1,10 @@
+//! aftercommit: dispatches tasks from a Postgres outbox table after COMMIT.
+
+pub mod cli;
+pub mod config;
+pub mod delivery;
+pub mod envelope;
+pub mod outbox;
+pub mod pg;
+pub mod replication;
+pub mod sink;

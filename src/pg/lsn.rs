@@ -1,0 +1,69 @@
+//! A place in the write-ahead log.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A log sequence number: a byte position in the write-ahead log.
+///
+/// Ordered by position. Written as Postgres writes it, `16/B374D848`
+/// (documentation, chapter "pg_lsn Type"). `0/0` means "none".
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Lsn(pub u64);
+
+impl Lsn {
+    /// `0/0`: no position.
+    pub const ZERO: Lsn = Lsn(0);
+}
+
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 as u32)
+    }
+}
+
+impl fmt::Debug for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The text is not of the form `16/B374D848`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an LSN has the form 16/B374D848")]
+pub struct ParseLsnError;
+
+impl FromStr for Lsn {
+    type Err = ParseLsnError;
+
+    fn from_str(text: &str) -> Result<Lsn, ParseLsnError> {
+        let half = |s: &str| {
+            let hex = !s.is_empty() && s.bytes().all(|b| b.is_ascii_hexdigit());
+            if !hex {
+                return Err(ParseLsnError);
+            }
+            u32::from_str_radix(s, 16).map_err(|_| ParseLsnError)
+        };
+        let (high, low) = text.split_once('/').ok_or(ParseLsnError)?;
+        Ok(Lsn(u64::from(half(high)?) << 32 | u64::from(half(low)?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_and_writes_the_form_of_postgres() {
+        for (text, value) in [
+            ("0/0", 0),
+            ("16/B374D848", 0x16_B374_D848),
+            ("FFFFFFFF/FFFFFFFF", u64::MAX),
+        ] {
+            assert_eq!(text.parse(), Ok(Lsn(value)));
+            assert_eq!(Lsn(value).to_string(), text);
+        }
+        for bad in ["", "/", "1", "1/", "/1", "1/2/3", "+1/2", "100000000/0", "g/0", " 1/2"] {
+            assert_eq!(bad.parse::<Lsn>(), Err(ParseLsnError), "{bad:?}");
+        }
+    }
+}

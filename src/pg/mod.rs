@@ -1,0 +1,7 @@
+//! Floor 0, pure: the values and frames of the Postgres replication protocol.
+
+pub mod lsn;
+pub mod timestamp;
+
+pub use lsn::Lsn;
+pub use timestamp::Timestamp;

@@ -1,0 +1,67 @@
+//! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::pin::Pin;
+
+use crate::outbox::Task;
+
+/// Why something was not delivered, in words for the log and the operator. Never holds a payload or a secret.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Cause(Cow<'static, str>);
+
+impl Cause {
+    /// A cause in words.
+    pub fn new(words: impl Into<Cow<'static, str>>) -> Cause {
+        Cause(words.into())
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// A sink's answer for one task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The broker has confirmed it.
+    Delivered,
+    /// Not delivered, or not known to be: the same task, with the same id, may be handed over again.
+    Retry(Cause),
+    /// It can never be delivered as it is.
+    Reject(Cause),
+}
+
+/// The sink as a whole is away: connection, authentication, a blocked broker. No task of the batch is to blame, and
+/// each may or may not have been applied. The lane pauses and hands the same batch over again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Outage(pub Cause);
+
+/// What [`Sink::deliver`] returns.
+pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>> + Send + 'a>>;
+
+/// A destination.
+///
+/// The contract, which `tests/it/conformance.rs` checks for every sink:
+/// - `deliver` answers with exactly one [`Outcome`] per task, in the batch's order, or with an [`Outage`].
+/// - `Delivered` means that the broker has confirmed the task, not that it was written to a socket.
+/// - Within a batch and between batches, tasks of one key are applied in the order given; where one task of a key is
+///   not delivered, no later task of this key in the batch is.
+/// - A task may be handed over again, with the same id: after `Retry`, after an outage, after a crash.
+/// - What would harm the receiver is rejected before anything of it is sent, and harms no neighbour in the batch.
+/// - A sink connects by itself when it is first used and after each outage; it bounds every wait by a timeout.
+/// - A sink answers. It does not retry, sleep between attempts, acknowledge, or know of the slot.
+/// - Dropping the returned future is allowed at any await; the sink must then still be usable.
+pub trait Sink: Send {
+    /// Hands a batch over, in order, and waits for the broker's confirmation.
+    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a>;
+}
