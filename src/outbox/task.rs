@@ -115,7 +115,12 @@ impl Task {
     ///
     /// The caller has checked that every field is UTF-8. A span that lies outside of the row reads as NULL.
     pub fn new(row: Bytes, spans: Spans, position: Position, committed_at: Timestamp) -> Task {
-        Task { row, spans, position, committed_at }
+        Task {
+            row,
+            spans,
+            position,
+            committed_at,
+        }
     }
 
     /// Builds a task from field values; for tests, and for rows that do not come from the stream.
@@ -137,12 +142,16 @@ impl Task {
     /// A field's bytes as Postgres wrote them (text format, UTF-8); `None` for NULL.
     pub fn get(&self, field: Field) -> Option<&[u8]> {
         let (start, end) = self.spans[field as usize]?;
-        self.row.get(Range { start: start as usize, end: end as usize })
+        self.row.get(Range {
+            start: start as usize,
+            end: end as usize,
+        })
     }
 
     /// A field as text; `None` for NULL.
     pub fn text(&self, field: Field) -> Option<&str> {
-        self.get(field).and_then(|bytes| std::str::from_utf8(bytes).ok())
+        self.get(field)
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
     }
 
     /// The task's identity.

@@ -27,6 +27,25 @@ impl fmt::Debug for Lsn {
     }
 }
 
+/// A position below which everything is settled, so that the server may forget it.
+///
+/// A type of its own, so that a position which was merely *received* cannot be sent as confirmed. Only the watermark
+/// makes one (a test of the layout checks it).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct ConfirmedLsn(Lsn);
+
+impl ConfirmedLsn {
+    /// For the watermark only: vouches that everything below `lsn` is settled.
+    pub fn vouch(lsn: Lsn) -> ConfirmedLsn {
+        ConfirmedLsn(lsn)
+    }
+
+    /// The position itself.
+    pub fn lsn(self) -> Lsn {
+        self.0
+    }
+}
+
 /// The text is not of the form `16/B374D848`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("an LSN has the form 16/B374D848")]
@@ -62,7 +81,18 @@ mod tests {
             assert_eq!(text.parse(), Ok(Lsn(value)));
             assert_eq!(Lsn(value).to_string(), text);
         }
-        for bad in ["", "/", "1", "1/", "/1", "1/2/3", "+1/2", "100000000/0", "g/0", " 1/2"] {
+        for bad in [
+            "",
+            "/",
+            "1",
+            "1/",
+            "/1",
+            "1/2/3",
+            "+1/2",
+            "100000000/0",
+            "g/0",
+            " 1/2",
+        ] {
             assert_eq!(bad.parse::<Lsn>(), Err(ParseLsnError), "{bad:?}");
         }
     }

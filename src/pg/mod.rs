@@ -3,5 +3,5 @@
 pub mod lsn;
 pub mod timestamp;
 
-pub use lsn::Lsn;
+pub use lsn::{ConfirmedLsn, Lsn};
 pub use timestamp::Timestamp;

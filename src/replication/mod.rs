@@ -1,1 +1,5 @@
-//! (room)
+//! Floor 1: the walsender connection.
+
+pub mod config;
+
+pub use config::Config;

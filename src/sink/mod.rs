@@ -1,8 +1,15 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
+pub mod celery;
+pub mod null;
+pub mod stdout;
+
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
+
+use serde::Deserialize;
 
 use crate::outbox::Task;
 
@@ -64,4 +71,16 @@ pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>
 pub trait Sink: Send {
     /// Hands a batch over, in order, and waits for the broker's confirmation.
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a>;
+}
+
+/// `[sink.<type>.<name>]`: the only list of sink types.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tables {
+    /// `[sink.celery.<name>]`
+    pub celery: BTreeMap<String, celery::Config>,
+    /// `[sink.null.<name>]`
+    pub null: BTreeMap<String, null::Config>,
+    /// `[sink.stdout.<name>]`
+    pub stdout: BTreeMap<String, stdout::Config>,
 }

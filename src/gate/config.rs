@@ -1,0 +1,29 @@
+//! `[gate]`: when a committed task may leave.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// `[gate]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// A task waits until a snapshot of the primary sees its transaction.
+    pub visibility: bool,
+    /// URLs of standbys that workers read from; a task also waits until each has replayed its transaction.
+    pub replicas: Vec<SecretString>,
+    /// After this long at the gate a task is counted and warned of; it is never dispatched early.
+    #[serde(deserialize_with = "crate::units::duration")]
+    pub timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            visibility: true,
+            replicas: Vec::new(),
+            timeout: Duration::from_secs(30),
+        }
+    }
+}

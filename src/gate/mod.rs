@@ -1,0 +1,3 @@
+//! Floor 3: where a committed task waits until it is visible.
+
+pub mod config;

@@ -1,0 +1,28 @@
+//! `[postgres]`: the primary, the slot and the publication.
+
+use std::path::PathBuf;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+/// `[postgres]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Connection URL of the primary, straight to the server: poolers do not pass replication.
+    pub url: Option<SecretString>,
+    /// A file that holds the URL; instead of `url`.
+    pub url_file: Option<PathBuf>,
+    /// A file that holds the password, where the URL has none.
+    pub password_file: Option<PathBuf>,
+    /// The logical replication slot.
+    #[serde(default = "default_name")]
+    pub slot: String,
+    /// The publication.
+    #[serde(default = "default_name")]
+    pub publication: String,
+}
+
+fn default_name() -> String {
+    "aftercommit".to_owned()
+}
