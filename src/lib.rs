@@ -1,5 +1,6 @@
 //! aftercommit: dispatches tasks from a Postgres outbox table after COMMIT.
 
+pub mod backoff;
 pub mod cli;
 pub mod config;
 pub mod delivery;
@@ -11,3 +12,4 @@ pub mod replication;
 pub mod route;
 pub mod sink;
 pub mod units;
+pub mod watermark;
