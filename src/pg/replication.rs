@@ -127,7 +127,7 @@ mod tests {
         };
         assert_eq!(message.wal_start, Lsn(0x302_E888));
         assert_eq!(message.wal_end, Lsn(0x302_EBA0));
-        assert_eq!(message.sent_at, Timestamp(0x303D3_289E_F6A7));
+        assert_eq!(message.sent_at, Timestamp(0x0003_03D3_289E_F6A7));
         assert_eq!(message.data, b"B..");
         assert_eq!(&XLOG_DATA[XLogData::HEADER_LEN..], message.data);
     }
@@ -141,7 +141,7 @@ mod tests {
                 ReplicationMessage::decode(&payload)
                     == Ok(ReplicationMessage::Keepalive(Keepalive {
                         wal_end: "16/B374D848".parse().unwrap(),
-                        sent_at: Timestamp(0x303D3_289E_F6A7),
+                        sent_at: Timestamp(0x0003_03D3_289E_F6A7),
                         reply_requested,
                     }))
             );
@@ -172,7 +172,7 @@ mod tests {
         let mut out = BytesMut::from(&b"before"[..]);
         StatusUpdate {
             confirmed: ConfirmedLsn::vouch(Lsn(0x16_B374_D848)),
-            sent_at: Timestamp(0x303D3_289E_F6A7),
+            sent_at: Timestamp(0x0003_03D3_289E_F6A7),
             reply_requested: true,
         }
         .encode(&mut out);

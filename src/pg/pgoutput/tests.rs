@@ -68,7 +68,7 @@ fn begin() {
         decode!(Begin, &bytes[..]),
         Begin {
             final_lsn: Lsn(0x302_EB70),
-            committed_at: Timestamp(0x303D3_289E_F6A7),
+            committed_at: Timestamp(0x0003_03D3_289E_F6A7),
             xid: 732,
         }
     );
@@ -82,7 +82,7 @@ fn commit() {
         Commit {
             commit_lsn: Lsn(0x302_EB70),
             end_lsn: Lsn(0x302_EBA0),
-            committed_at: Timestamp(0x303D3_289E_F6A7),
+            committed_at: Timestamp(0x0003_03D3_289E_F6A7),
         }
     );
 }
