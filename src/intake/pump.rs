@@ -12,8 +12,8 @@ use super::pacing::Pacing;
 use super::session::{Open, check};
 use super::{Channels, Ended, Intake, Item, Message, Order, Session};
 use crate::backoff::Backoff;
-use crate::outbox::assembler::{Assembler, Event};
-use crate::pg::replication::ReplicationMessage;
+use crate::outbox::assembler::{AssembleError, Assembler, Event};
+use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
 use crate::pg::{ConfirmedLsn, Lsn, Timestamp};
 use crate::preflight::{self, Facts};
 use crate::replication::stream::{Chunk, Stream};
@@ -134,10 +134,11 @@ impl Pump<'_> {
     fn decode(&mut self, chunk: &Chunk) -> Result<Vec<Item>, Error> {
         let mut items = Vec::with_capacity(chunk.frames.len());
         for frame in &chunk.frames {
-            let message = ReplicationMessage::parse(&chunk.bytes, frame.clone()).map_err(Error::decode)?;
-            match message {
-                ReplicationMessage::XLogData { data, .. } => {
-                    let Some(event) = self.assembler.message(&chunk.bytes, data).map_err(Error::assemble)? else {
+            let payload = chunk.bytes.get(frame.clone()).unwrap_or_default();
+            match ReplicationMessage::decode(payload).map_err(|error| Error::protocol(Place::Streaming, error.to_string()))? {
+                ReplicationMessage::XLogData(_) => {
+                    let message = frame.start + XLogData::HEADER_LEN..frame.end;
+                    let Some(event) = self.assembler.message(&chunk.bytes, message).map_err(undecodable)? else {
                         continue;
                     };
                     if let Event::Commit { end_lsn } = event {
@@ -145,7 +146,7 @@ impl Pump<'_> {
                     }
                     items.push(Item::Outbox(event));
                 }
-                ReplicationMessage::Keepalive { wal_end, reply_requested, .. } => {
+                ReplicationMessage::Keepalive(Keepalive { wal_end, reply_requested, .. }) => {
                     self.received = self.received.max(wal_end);
                     if reply_requested {
                         self.demands += 1;

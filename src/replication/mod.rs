@@ -12,6 +12,7 @@ mod policy;
 mod session;
 mod socket;
 mod sql;
+pub mod stream;
 mod startup;
 pub mod target;
 mod tls;

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::poll_read_buf;
 
 use super::error::{Error, Place, ServerMessage, refuse_notice};
-use crate::pg::replication::encode_status_update;
+use crate::pg::replication::StatusUpdate;
 use crate::pg::{ConfirmedLsn, Timestamp};
 
 /// Size of the read buffer: a whole read's worth, so that a pausing reader takes what a walsender sends meanwhile.
@@ -120,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// An I/O error, or a peer that does not read for ten seconds.
     pub async fn send_status(&mut self, confirmed: ConfirmedLsn, now: Timestamp, reply: bool) -> Result<(), Error> {
         self.out.clear();
-        encode_status_update(confirmed, now, reply, &mut self.out);
+        StatusUpdate { confirmed, sent_at: now, reply_requested: reply }.encode(&mut self.out);
         self.flush().await
     }
 
