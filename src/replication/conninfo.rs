@@ -35,6 +35,14 @@ fn split_url(rest: &str) -> Result<Pairs, String> {
         Some((authority, database)) => (authority, database),
         None => (rest, ""),
     };
+    // A password with a raw / ? or @ in it would be cut up, and its parts shown as names.
+    if database.contains('@') || query.is_some_and(|q| q.contains('@')) {
+        return Err(
+            "the URL has an @ behind the host: percent-encode any of : / @ ? in the password, and any @ in a \
+             parameter"
+                .to_owned(),
+        );
+    }
     let hosts = match authority.rsplit_once('@') {
         Some((userinfo, hosts)) => {
             let (user, password) = match userinfo.split_once(':') {
@@ -217,7 +225,9 @@ mod tests {
         for bad in [
             "mysql://u:tops3cret@h/d",
             "postgres://u:tops3cret:x@[::1/d",
-            "postgres://u:tops3cret/x@h:1:2/d",
+            "postgres://u:tops3cret/x@h/d",
+            "postgres://u:to?ps3cret=x@h/d",
+            "postgres://u:t@o?ps3cret=x@h/d",
             "postgres://u:%ff@h/d",
             "postgres://u:tops3cret@h/d?sslmode",
             "tops3cret",

@@ -394,3 +394,66 @@ impl error::Error for Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn body(fields: &[u8]) -> ServerMessage {
+        ServerMessage::parse(&Bytes::copy_from_slice(fields))
+    }
+
+    #[test]
+    fn fields_are_read_by_their_letter() {
+        let read = body(
+            b"SFEHLER\0VERROR\0C42704\0Mno slot\0Dbecause\0Hmake one\0RReplicationSlotAcquire\0\0",
+        );
+        let expected = ServerMessage {
+            severity: "ERROR".to_owned(),
+            sqlstate: "42704".to_owned(),
+            message: "no slot".to_owned(),
+            detail: Some("because".to_owned()),
+            hint: Some("make one".to_owned()),
+            routine: "ReplicationSlotAcquire".to_owned(),
+        };
+        assert_eq!(read, expected);
+        assert_eq!(body(b"C42704\0Mcut off").sqlstate, "42704");
+        assert_eq!(body(b""), ServerMessage::default());
+    }
+
+    #[test]
+    fn values_of_rows_are_not_shown() {
+        for fields in [
+            &b"C23505\0Mduplicate key\0DKey (id)=(tops3cret) already exists.\0"[..],
+            b"C22P02\0Minvalid input syntax for type json: \"tops3cret\"\0DToken\0",
+        ] {
+            let error = Error::server(Place::Sql, body(fields)).at(Lsn(1));
+            let shown = format!("{error} {error:?}");
+            assert!(
+                !shown.contains("s3cret") && shown.contains("0/1"),
+                "{shown}"
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_notice_about_skipped_rows_is_fatal() {
+        let harmless = body(b"VNOTICE\0C42P07\0Malready exists, skipping\0");
+        assert!(refuse_notice(Place::Streaming, harmless).is_ok());
+        let skipped = body(b"VWARNING\0C55000\0Mskipped loading publication \"p\"\0");
+        let error = refuse_notice(Place::Streaming, skipped).expect_err("fatal");
+        assert!(
+            error.to_string().contains("Create the publication"),
+            "{error}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read(bytes: Vec<u8>) {
+            let _ = Error::server(Place::Streaming, body(&bytes)).to_string();
+        }
+    }
+}

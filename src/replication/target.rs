@@ -141,9 +141,6 @@ impl Target {
     pub fn parse(url: &str, password: Option<SecretString>) -> Result<Target, String> {
         let mut found = Keywords::default();
         for (key, value) in conninfo::split(url)? {
-            if value.contains('\0') {
-                return Err(format!("{key} holds a zero byte"));
-            }
             found.set(&key, value)?;
         }
         let password = match (found.take("password"), password) {
@@ -229,16 +226,18 @@ impl Keywords {
                 .map(|known| (strsim::jaro_winkler(key, known), known))
                 .filter(|(likeness, _)| *likeness > 0.8)
                 .max_by(|a, b| a.0.total_cmp(&b.0));
+            // Not repeated: it may be a part of a password that was not quoted.
             return Err(match near {
-                Some((_, near)) => {
-                    format!("the URL has an unknown key {key:?}: did you mean {near}?")
-                }
+                Some((_, near)) => format!("the URL has an unknown key: did you mean {near}?"),
                 None => format!(
-                    "the URL has an unknown key {key:?}: these are understood: {}",
+                    "the URL has an unknown key: these are understood: {}",
                     KEYWORDS.join(", ")
                 ),
             });
         };
+        if value.contains('\0') {
+            return Err(format!("{key} holds a zero byte"));
+        }
         // libpq: an empty value is no value.
         *slot = Some(value).filter(|value| !value.is_empty());
         Ok(())
@@ -448,6 +447,7 @@ mod tests {
                 "on the primary",
             ),
             ("postgres://u:a%00b@a/d", "zero byte"),
+            ("host=a user=u password=a b=c", "an unknown key: these"),
         ] {
             let e = Target::parse(url, None).expect_err(url);
             assert!(e.contains(words), "{url}: {e}");
