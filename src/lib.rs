@@ -3,11 +3,13 @@
 pub mod backoff;
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod delivery;
 pub mod envelope;
 pub mod gate;
 pub mod outbox;
 pub mod pg;
+pub mod preflight;
 pub mod replication;
 pub mod route;
 pub mod sink;
