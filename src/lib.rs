@@ -5,6 +5,7 @@ pub mod config;
 pub mod delivery;
 pub mod envelope;
 pub mod gate;
+pub mod logging;
 pub mod outbox;
 pub mod pg;
 pub mod replication;
