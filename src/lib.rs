@@ -7,6 +7,7 @@ pub mod control;
 pub mod delivery;
 pub mod envelope;
 pub mod gate;
+pub mod logging;
 pub mod outbox;
 pub mod pg;
 pub mod preflight;
