@@ -1,1 +1,4 @@
 //! Integration tests: real servers, started by `support`.
+
+mod scenarios;
+mod support;

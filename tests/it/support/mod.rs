@@ -1,0 +1,20 @@
+//! What the integration tests stand on: private real servers on free ports, the daemon as a real child process, Celery
+//! workers, and a TCP proxy that makes faults. Nothing here looks a process up by its name, and nothing outlives the
+//! test process, however that ends.
+
+#![allow(
+    dead_code,
+    reason = "a harness offers more than the tests of one day use"
+)]
+
+pub(crate) mod celery;
+pub(crate) mod daemon;
+pub(crate) mod port;
+pub(crate) mod postgres;
+pub(crate) mod process;
+pub(crate) mod proxy;
+pub(crate) mod redis;
+pub(crate) mod tls;
+pub(crate) mod wait;
+
+mod tests;

@@ -1,0 +1,206 @@
+//! Private Redis servers.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+
+use redis::AsyncCommands;
+use redis::aio::MultiplexedConnection;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::port::free_port;
+use super::process::{Process, scratch};
+use super::tls::Certificates;
+use super::wait::{PATIENCE, within};
+
+/// How to start a server.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Options<'a> {
+    /// The password that clients must give.
+    pub(crate) password: Option<&'a str>,
+    /// Serve TLS, on a second port, with this certificate.
+    pub(crate) tls: Option<&'a Certificates>,
+    /// Write every command to disk, with fsync, before answering.
+    pub(crate) durable: bool,
+}
+
+/// A private server, stopped when dropped.
+pub(crate) struct Redis {
+    process: Process,
+    arguments: Vec<String>,
+    password: Option<String>,
+    port: u16,
+    tls_port: u16,
+    directory: TempDir,
+}
+
+impl Redis {
+    /// Starts a server that keeps everything in memory, on a free port of 127.0.0.1 and on a unix socket.
+    pub(crate) fn start() -> Redis {
+        Redis::start_with(Options::default())
+    }
+
+    /// As [`start`](Redis::start), with options.
+    pub(crate) fn start_with(options: Options) -> Redis {
+        let directory = scratch("redis");
+        for _ in 0..5 {
+            let (port, tls_port) = (free_port(), free_port());
+            let mut arguments = Vec::new();
+            let mut set = |name: &str, value: &str| {
+                arguments.extend([format!("--{name}"), value.to_owned()]);
+            };
+            set("bind", "127.0.0.1");
+            set("port", &port.to_string());
+            set(
+                "unixsocket",
+                &directory.path().join("redis.sock").display().to_string(),
+            );
+            set("dir", &directory.path().display().to_string());
+            set("save", "");
+            set("appendonly", if options.durable { "yes" } else { "no" });
+            set("appendfsync", "always");
+            if let Some(password) = options.password {
+                set("requirepass", password);
+            }
+            if let Some(certificates) = options.tls {
+                set("tls-port", &tls_port.to_string());
+                set(
+                    "tls-cert-file",
+                    &certificates.certificate().display().to_string(),
+                );
+                set("tls-key-file", &certificates.key().display().to_string());
+                set(
+                    "tls-ca-cert-file",
+                    &certificates.authority().display().to_string(),
+                );
+                set("tls-auth-clients", "no");
+            }
+            // Another process may take a free port before the server does.
+            if let Ok(process) = launch(&arguments, &directory) {
+                return Redis {
+                    process,
+                    arguments,
+                    password: options.password.map(str::to_owned),
+                    port,
+                    tls_port,
+                    directory,
+                };
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    /// The port on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The unix socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("redis.sock")
+    }
+
+    /// URL of a database, with the password.
+    pub(crate) fn url(&self, database: u8) -> String {
+        self.url_through(self.port, database)
+    }
+
+    /// As [`url`](Redis::url), by way of another port: a proxy's.
+    pub(crate) fn url_through(&self, port: u16, database: u8) -> String {
+        format!("redis://{}127.0.0.1:{port}/{database}", self.userinfo())
+    }
+
+    /// URL of a database on the TLS port.
+    pub(crate) fn tls_url(&self, database: u8) -> String {
+        format!(
+            "rediss://{}127.0.0.1:{}/{database}",
+            self.userinfo(),
+            self.tls_port
+        )
+    }
+
+    /// A connection to database 0.
+    pub(crate) async fn connection(&self) -> MultiplexedConnection {
+        self.connection_to(0).await
+    }
+
+    /// A connection to a database.
+    pub(crate) async fn connection_to(&self, database: u8) -> MultiplexedConnection {
+        let client = redis::Client::open(self.url(database)).expect("a URL");
+        client
+            .get_multiplexed_async_connection()
+            .await
+            .expect("a connection")
+    }
+
+    /// The whole of a list of database 0, from the left: what was pushed last comes first.
+    pub(crate) async fn lrange(&self, key: &str) -> Vec<Vec<u8>> {
+        self.connection()
+            .await
+            .lrange(key, 0, -1)
+            .await
+            .expect("LRANGE")
+    }
+
+    /// kill -9, and waits until it is gone.
+    pub(crate) fn kill9(&mut self) {
+        self.process.kill9();
+    }
+
+    /// SIGSTOP: the server hangs.
+    pub(crate) fn stop(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT, after [`stop`](Redis::stop).
+    pub(crate) fn cont(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// Starts it again on the same ports; kills it first if it runs.
+    pub(crate) fn restart(&mut self) {
+        self.process.kill9();
+        let process = within(PATIENCE, || launch(&self.arguments, &self.directory).ok());
+        self.process = process.expect("redis-server starts again");
+    }
+
+    fn userinfo(&self) -> String {
+        match &self.password {
+            Some(password) => format!(":{password}@"),
+            None => String::new(),
+        }
+    }
+}
+
+/// Starts the server and waits until it takes connections; an error when it ends before.
+fn launch(arguments: &[String], directory: &TempDir) -> Result<Process, ()> {
+    const READY: &str = "Ready to accept connections";
+    let log = directory.path().join("log");
+    let starts = std::fs::read_to_string(&log)
+        .unwrap_or_default()
+        .matches(READY)
+        .count();
+    let output = File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .expect("a log file");
+    let mut command = Command::new("redis-server");
+    command
+        .args(arguments)
+        .current_dir(directory.path())
+        .stdout(output);
+    let mut process = Process::spawn("redis-server", &mut command, Signal::KILL, &log);
+    let ready = within(PATIENCE, || {
+        if !process.running() {
+            return Some(false);
+        }
+        (process.output().matches(READY).count() > starts).then_some(true)
+    });
+    if ready == Some(true) {
+        Ok(process)
+    } else {
+        Err(())
+    }
+}
