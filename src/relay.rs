@@ -6,7 +6,6 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -88,7 +87,10 @@ enum Passing {
 enum Phase {
     Running,
     /// Nothing new begins; what is in flight is delivered, until the deadline.
-    Draining { deadline: Instant, end: End },
+    Draining {
+        deadline: Instant,
+        end: End,
+    },
 }
 
 /// The relay.
@@ -142,7 +144,10 @@ impl Relay {
         budget: Budget,
         channels: Channels,
     ) -> Relay {
-        let outgoing = sinks.iter().map(|sink| sink.lanes.iter().map(|_| Vec::new()).collect()).collect();
+        let outgoing = sinks
+            .iter()
+            .map(|sink| sink.lanes.iter().map(|_| Vec::new()).collect())
+            .collect();
         let (wanted, _) = watch::channel(None);
         let (_, news) = mpsc::channel(1);
         Relay {
@@ -177,7 +182,10 @@ impl Relay {
             match self.select().await {
                 Wake::Signal(1) => self.drain(End::Clean),
                 Wake::Signal(_) => {
-                    warn!(in_flight = self.watermark.outstanding(), "stopping at once; what is in flight may be sent again");
+                    warn!(
+                        in_flight = self.watermark.outstanding(),
+                        "stopping at once; what is in flight may be sent again"
+                    );
                     break End::Clean;
                 }
                 Wake::Deadline => {
@@ -194,7 +202,10 @@ impl Relay {
                 }
                 Wake::Message(Some(message)) => self.message(message),
                 Wake::Message(None) | Wake::LanesGone => {
-                    break halted(Stop::Runtime, "a part of the daemon has ended unexpectedly; see the log above");
+                    break halted(
+                        Stop::Runtime,
+                        "a part of the daemon has ended unexpectedly; see the log above",
+                    );
                 }
             }
             self.publish();
@@ -211,7 +222,8 @@ impl Relay {
 
     /// Waits for the next thing to do, by priority.
     async fn select(&mut self) -> Wake {
-        let room = self.watermark.outstanding() + self.waiting_tasks < self.budget.tasks && self.bytes < self.budget.bytes;
+        let room = self.watermark.outstanding() + self.waiting_tasks < self.budget.tasks
+            && self.bytes < self.budget.bytes;
         let deadline = match self.phase {
             Phase::Draining { deadline, .. } => Some(deadline),
             Phase::Running => None,
@@ -261,7 +273,8 @@ impl Relay {
             let (news, hears) = mpsc::channel(1);
             self.wanted = wanted;
             self.news = hears;
-            self.watchers.spawn(gate.clone().run(session.walsender_pid, wants, news));
+            self.watchers
+                .spawn(gate.clone().run(session.walsender_pid, wants, news));
         }
     }
 
@@ -300,16 +313,28 @@ impl Relay {
     /// Only a Begin is held at the gate; what follows it goes with it.
     fn admits(&self, item: &Item) -> bool {
         match item {
-            Item::Outbox(Event::Begin { xid, commit_lsn, .. }) => {
-                self.gate.is_none() || self.clearance.as_ref().is_some_and(|known| known.admits(*xid, *commit_lsn))
+            Item::Outbox(Event::Begin {
+                xid, commit_lsn, ..
+            }) => {
+                self.gate.is_none()
+                    || self
+                        .clearance
+                        .as_ref()
+                        .is_some_and(|known| known.admits(*xid, *commit_lsn))
             }
             _ => true,
         }
     }
 
     fn want(&self, item: &Item) {
-        if let Item::Outbox(Event::Begin { xid, commit_lsn, .. }) = item {
-            self.wanted.send_replace(Some(Wanted { xid: *xid, commit_lsn: *commit_lsn }));
+        if let Item::Outbox(Event::Begin {
+            xid, commit_lsn, ..
+        }) = item
+        {
+            self.wanted.send_replace(Some(Wanted {
+                xid: *xid,
+                commit_lsn: *commit_lsn,
+            }));
         }
     }
 
@@ -375,7 +400,9 @@ impl Relay {
         }
         self.watermark.open();
         let Some(route) = self.router.route(task.name()) else {
-            let cause = crate::sink::Cause::new("no [[route]] matches its name; add one, with task = \"*\" for all the rest");
+            let cause = crate::sink::Cause::new(
+                "no [[route]] matches its name; add one, with task = \"*\" for all the rest",
+            );
             self.reject(&task, &cause);
             return;
         };
@@ -393,7 +420,11 @@ impl Relay {
                 self.spread % lanes
             }
         };
-        self.outgoing[sink][lane].push(Passage { task, ticket, route });
+        self.outgoing[sink][lane].push(Passage {
+            task,
+            ticket,
+            route,
+        });
     }
 
     fn send_off(&mut self) {
@@ -412,7 +443,11 @@ impl Relay {
 
     fn report(&mut self, report: Report) {
         match report {
-            Report::Delivered { counts, tasks, bytes } => {
+            Report::Delivered {
+                counts,
+                tasks,
+                bytes,
+            } => {
                 for (ticket, count) in counts {
                     self.watermark.settle(ticket, count);
                 }
@@ -447,9 +482,15 @@ impl Relay {
                 if let End::Clean = end {
                     info!(in_flight = self.watermark.outstanding(), "draining");
                 }
-                self.phase = Phase::Draining { deadline: Instant::now() + DRAIN_WITHIN, end };
+                self.phase = Phase::Draining {
+                    deadline: Instant::now() + DRAIN_WITHIN,
+                    end,
+                };
             }
-            Phase::Draining { end: first @ End::Clean, .. } => *first = end,
+            Phase::Draining {
+                end: first @ End::Clean,
+                ..
+            } => *first = end,
             Phase::Draining { .. } => {}
         }
     }
@@ -457,7 +498,9 @@ impl Relay {
     fn drained(&self) -> bool {
         let settled = self.watermark.outstanding() == self.rejected;
         // A transaction of which only a part was taken is completed, or it would all come again; but not if it cannot be.
-        self.is_draining() && settled && (!self.watermark.in_transaction() || self.session.is_none())
+        self.is_draining()
+            && settled
+            && (!self.watermark.in_transaction() || self.session.is_none())
     }
 
     fn publish(&mut self) {
@@ -468,7 +511,11 @@ impl Relay {
             known.lsn = if news { lsn } else { known.lsn };
             news
         });
-        if !self.is_draining() && session.until.is_some_and(|until| until != Lsn::ZERO && lsn.lsn() >= until) {
+        if !self.is_draining()
+            && session
+                .until
+                .is_some_and(|until| until != Lsn::ZERO && lsn.lsn() >= until)
+        {
             info!(until = ?session.until, "everything up to there is settled");
             self.drain(End::Clean);
         }
@@ -483,7 +530,10 @@ impl Relay {
 }
 
 fn halted(stop: Stop, words: impl Into<String>) -> End {
-    End::Halted(Halt { stop, words: words.into() })
+    End::Halted(Halt {
+        stop,
+        words: words.into(),
+    })
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -21,7 +21,10 @@ const MESSAGES: usize = 2;
 /// Reports of lanes that are under way.
 const REPORTS: usize = 64;
 /// Pauses while a sink is away.
-const OUTAGE: BackoffRange = BackoffRange { min: Duration::from_millis(100), max: Duration::from_secs(5) };
+const OUTAGE: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
 
 /// A sink's part of a [`Plan`].
 pub struct PlannedSink {
@@ -54,7 +57,9 @@ pub struct Plan {
 /// # Errors
 /// When the process cannot have a thread, a runtime, or its signals.
 pub fn run(plan: Plan) -> std::io::Result<End> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(run_parts(plan))
 }
 
@@ -78,13 +83,16 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         }
     });
 
-    let capacity = usize::try_from(plan.budget.tasks).unwrap_or(usize::MAX / 4).saturating_add(LANE_SLACK);
+    let capacity = usize::try_from(plan.budget.tasks)
+        .unwrap_or(usize::MAX / 4)
+        .saturating_add(LANE_SLACK);
     let mut lanes = JoinSet::new();
     let mut sinks = Vec::new();
     for planned in plan.sinks {
         let mut senders = Vec::new();
         for sink in planned.lanes {
-            let (tasks_in, inbox) = mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
+            let (tasks_in, inbox) =
+                mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
             let lane = Lane {
                 name: planned.name.clone(),
                 sink,
@@ -100,7 +108,11 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     }
     drop(reports);
 
-    let channels = intake::Channels { messages, confirmed: confirmable, orders: ordered };
+    let channels = intake::Channels {
+        messages,
+        confirmed: confirmable,
+        orders: ordered,
+    };
     let intake = spawn_intake(plan.intake, channels)?;
     let relay = Relay::new(
         plan.router,
@@ -108,17 +120,33 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         sinks,
         plan.gate,
         plan.budget,
-        relay::Channels { messages: from_intake, confirmed, orders, reports: from_lanes, signals },
+        relay::Channels {
+            messages: from_intake,
+            confirmed,
+            orders,
+            reports: from_lanes,
+            signals,
+        },
     );
     let end = relay.run().await;
-    if tokio::task::spawn_blocking(move || intake.join()).await.is_err() {
+    if tokio::task::spawn_blocking(move || intake.join())
+        .await
+        .is_err()
+    {
         error!("the intake's thread has ended unexpectedly");
     }
     Ok(end)
 }
 
 /// The reader has a thread and a runtime of its own: under load it sleeps between reads.
-fn spawn_intake(intake: Intake, channels: intake::Channels) -> std::io::Result<std::thread::JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("intake".to_owned()).spawn(move || runtime.block_on(intake.run(channels)))
+fn spawn_intake(
+    intake: Intake,
+    channels: intake::Channels,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("intake".to_owned())
+        .spawn(move || runtime.block_on(intake.run(channels)))
 }

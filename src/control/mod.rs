@@ -9,7 +9,7 @@ mod plan;
 mod wait;
 
 pub use apply::{ApplyError, Event, apply};
-pub use name::{TableName, check_slot_name};
+pub use name::check_slot_name;
 pub use plan::{Kind, Step, Wanted, plan, script};
 pub use wait::Blocker;
 

@@ -1,6 +1,7 @@
 //! What `init` makes, in order. Pure: the same steps are printed and applied.
 
-use super::name::{TableName, dollar_quoted, ident, literal};
+use super::name::{dollar_quoted, ident, literal};
+use crate::outbox::TableName;
 
 /// What the configuration asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -172,9 +173,9 @@ fn publication(wanted: &Wanted) -> Step {
          join pg_catalog.pg_publication_rel r on r.prpubid = p.oid \
          where p.pubname = {publication} and r.prrelid = pg_catalog.to_regclass({quoted})))",
         publication = literal(publication),
-        schema = literal(&table.schema),
-        name = literal(&table.name),
-        quoted = literal(&table.quoted()),
+        schema = literal(table.schema()),
+        name = literal(table.name()),
+        quoted = literal(&table.to_sql()),
     );
     let body = format!(
         "\nbegin\n  \
@@ -186,7 +187,7 @@ fn publication(wanted: &Wanted) -> Step {
          end\n",
         create = create_publication(publication, table),
         publication = ident(publication),
-        table = table.quoted(),
+        table = table.to_sql(),
     );
     Step {
         what: format!("publication {} for {table}", ident(publication)),
@@ -202,7 +203,7 @@ pub(crate) fn create_publication(publication: &str, table: &TableName) -> String
     format!(
         "create publication {} for table {} with (publish = 'insert', publish_via_partition_root = true)",
         ident(publication),
-        table.quoted()
+        table.to_sql()
     )
 }
 

@@ -148,7 +148,7 @@ impl Lane {
     }
 
     async fn settle(
-        &self,
+        &mut self,
         results: impl Iterator<Item = (Passage, Outcome)>,
         queue: &mut LaneQueue,
     ) -> bool {

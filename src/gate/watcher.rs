@@ -20,10 +20,15 @@ use crate::replication::{Error, Place, Target, connect_sql};
 use crate::units::BackoffRange;
 
 /// Pauses between polls of one wait.
-const POLL: BackoffRange = BackoffRange { min: Duration::from_micros(200), max: Duration::from_millis(50) };
+const POLL: BackoffRange = BackoffRange {
+    min: Duration::from_micros(200),
+    max: Duration::from_millis(50),
+};
 /// Pauses between attempts to connect.
-const RECONNECT: BackoffRange =
-    BackoffRange { min: Duration::from_millis(100), max: Duration::from_secs(5) };
+const RECONNECT: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
 /// How long one poll may take before its connection counts as dead.
 const POLL_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -64,7 +69,12 @@ impl Watch {
     /// Watches for the lifetime of one replication session; `walsender_pid` is that session's.
     ///
     /// Ends when the sender of `wanted` is dropped.
-    pub async fn run(self, walsender_pid: u32, mut wanted: watch::Receiver<Option<Wanted>>, news: mpsc::Sender<News>) {
+    pub async fn run(
+        self,
+        walsender_pid: u32,
+        mut wanted: watch::Receiver<Option<Wanted>>,
+        news: mpsc::Sender<News>,
+    ) {
         let mut primary: Option<Client> = None;
         let mut replicas: Vec<Option<Client>> = self.replicas.iter().map(|_| None).collect();
         let mut reconnect = Backoff::new(RECONNECT);
@@ -79,7 +89,16 @@ impl Watch {
                 continue;
             }
             warm = false;
-            match self.wait_for(target, walsender_pid, &mut primary, &mut replicas, &mut wanted).await {
+            match self
+                .wait_for(
+                    target,
+                    walsender_pid,
+                    &mut primary,
+                    &mut replicas,
+                    &mut wanted,
+                )
+                .await
+            {
                 Ok(Some(clearance)) => {
                     reconnect.reset();
                     if target.is_some() && news.send(News::Cleared(clearance)).await.is_err() {
@@ -91,7 +110,9 @@ impl Watch {
                 }
                 Ok(None) => {}
                 Err(error) => {
-                    if matches!(error.sqlstate(), Some("57P01" | "57P03")) && news.send(News::ServerLeaving).await.is_err() {
+                    if matches!(error.sqlstate(), Some("57P01" | "57P03"))
+                        && news.send(News::ServerLeaving).await.is_err()
+                    {
                         return;
                     }
                     let pause = reconnect.next(fastrand::f64());
@@ -152,7 +173,11 @@ impl Watch {
         }
     }
 
-    async fn snapshot(&self, client: &mut Option<Client>, walsender_pid: u32) -> Result<Snapshot, Error> {
+    async fn snapshot(
+        &self,
+        client: &mut Option<Client>,
+        walsender_pid: u32,
+    ) -> Result<Snapshot, Error> {
         let open = match client.take() {
             Some(open) => open,
             None => {
@@ -163,7 +188,8 @@ impl Watch {
                 );
                 let pid = first_row(&open, &sql).await?.first().cloned().flatten();
                 if pid != Some(walsender_pid.to_string()) {
-                    return Err(Error::refused(Place::Sql, 
+                    return Err(Error::refused(
+                        Place::Sql,
                         "the gate's connection leads to another server than the replication connection; point [postgres] \
                          url straight at the primary, not at a pooler or a balancer",
                     ));
@@ -171,14 +197,22 @@ impl Watch {
                 open
             }
         };
-        let row = first_row(&open, "select pg_is_in_recovery(), pg_current_snapshot()::text").await?;
+        let row = first_row(
+            &open,
+            "select pg_is_in_recovery(), pg_current_snapshot()::text",
+        )
+        .await?;
         match row.as_slice() {
             [Some(recovery), Some(snapshot)] if recovery == "f" => {
-                let snapshot = Snapshot::parse(snapshot).map_err(|error| Error::refused(Place::Sql, error.to_string()))?;
+                let snapshot = Snapshot::parse(snapshot)
+                    .map_err(|error| Error::refused(Place::Sql, error.to_string()))?;
                 *client = Some(open);
                 Ok(snapshot)
             }
-            _ => Err(Error::refused(Place::Sql, "the server that [postgres] url leads to is a standby; tasks pass at the primary only")),
+            _ => Err(Error::refused(
+                Place::Sql,
+                "the server that [postgres] url leads to is a standby; tasks pass at the primary only",
+            )),
         }
     }
 }
@@ -190,8 +224,16 @@ async fn replay_position(target: &Target, client: &mut Option<Client>) -> Result
     };
     // A replica that was promoted replays no more; what it has is all that it will ever have of the primary's.
     let row = first_row(&open, "select pg_last_wal_replay_lsn()").await?;
-    let Some(at) = row.first().cloned().flatten().and_then(|at| at.parse().ok()) else {
-        return Err(Error::refused(Place::Sql, "a server named in [gate] replicas is not a standby"));
+    let Some(at) = row
+        .first()
+        .cloned()
+        .flatten()
+        .and_then(|at| at.parse().ok())
+    else {
+        return Err(Error::refused(
+            Place::Sql,
+            "a server named in [gate] replicas is not a standby",
+        ));
     };
     *client = Some(open);
     Ok(at)
@@ -201,18 +243,30 @@ async fn replay_position(target: &Target, client: &mut Option<Client>) -> Result
 async fn first_row(client: &Client, sql: &str) -> Result<Vec<Option<String>>, Error> {
     let messages = match tokio::time::timeout(POLL_TIMEOUT, client.simple_query(sql)).await {
         Ok(answer) => answer.map_err(|error| Error::sql("the gate's snapshot", error))?,
-        Err(_) => return Err(Error::refused(Place::Sql, "no answer to the gate's query within 20 s")),
+        Err(_) => {
+            return Err(Error::refused(
+                Place::Sql,
+                "no answer to the gate's query within 20 s",
+            ));
+        }
     };
     let row = messages.into_iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    Ok(row.map_or(Vec::new(), |row| (0..row.len()).map(|i| row.get(i).map(str::to_owned)).collect()))
+    Ok(row.map_or(Vec::new(), |row| {
+        (0..row.len())
+            .map(|i| row.get(i).map(str::to_owned))
+            .collect()
+    }))
 }
 
 /// tokio's timer has a grain of a millisecond; a shorter pause is slept on a thread of its own.
 async fn pause(length: Duration) {
-    if length >= Duration::from_millis(2) || tokio::task::spawn_blocking(move || std::thread::sleep(length)).await.is_err()
+    if length >= Duration::from_millis(2)
+        || tokio::task::spawn_blocking(move || std::thread::sleep(length))
+            .await
+            .is_err()
     {
         tokio::time::sleep(length).await;
     }

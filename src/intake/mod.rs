@@ -15,18 +15,21 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::outbox::assembler::Event;
-use crate::outbox::columns::Mapping;
+use crate::outbox::{Columns, Event};
 use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::{Error, Place, Policy, Stop, Target};
 use crate::units::BackoffRange;
 
 /// Pauses between attempts to connect.
-const RECONNECT: BackoffRange =
-    BackoffRange { min: Duration::from_millis(100), max: Duration::from_secs(5) };
+const RECONNECT: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
 /// Pauses while another daemon holds the slot: short, since a standby is to take over within seconds.
-const STAND_BY: BackoffRange =
-    BackoffRange { min: Duration::from_secs(1), max: Duration::from_secs(2) };
+const STAND_BY: BackoffRange = BackoffRange {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(2),
+};
 
 /// What the intake needs to know.
 #[derive(Clone, Debug)]
@@ -38,7 +41,7 @@ pub struct Intake {
     /// The publication.
     pub publication: String,
     /// The outbox table and its columns.
-    pub mapping: Mapping,
+    pub columns: Columns,
     /// Where `--until` stops.
     pub until: Option<Until>,
 }
@@ -141,15 +144,17 @@ impl Intake {
         let mut history = session::History::default();
         let mut reconnect = Backoff::new(RECONNECT);
         let mut stand_by = Backoff::new(STAND_BY);
+        let mut finish = channels.orders.clone();
         loop {
             let opened = tokio::select! {
                 biased;
-                _ = channels.orders.wait_for(|order| *order == Order::Finish) => return,
+                _ = finish.wait_for(|order| *order == Order::Finish) => return,
                 opened = session::open(&self, &mut history, &channels) => opened,
             };
             let error = match opened {
                 Ok(open) => {
-                    (reconnect.attempts() > 0 || stand_by.attempts() > 0).then(|| info!("connected again"));
+                    (reconnect.attempts() > 0 || stand_by.attempts() > 0)
+                        .then(|| info!("connected again"));
                     stand_by.reset();
                     let ended = pump::run(&self, open, &mut channels, &mut reconnect).await;
                     if channels.messages.send(Message::Lost).await.is_err() {
@@ -166,7 +171,10 @@ impl Intake {
             let pause = match error.policy() {
                 Policy::Stop(stop) => {
                     // Nobody listens any more: then the relay has ended already.
-                    let halt = Halt { stop, words: error.to_string() };
+                    let halt = Halt {
+                        stop,
+                        words: error.to_string(),
+                    };
                     let _ = channels.messages.send(Message::Halted(halt)).await;
                     return;
                 }
@@ -185,7 +193,7 @@ impl Intake {
             };
             tokio::select! {
                 biased;
-                _ = channels.orders.wait_for(|order| *order == Order::Finish) => return,
+                _ = finish.wait_for(|order| *order == Order::Finish) => return,
                 () = tokio::time::sleep(pause) => {}
                 () = channels.messages.closed() => return,
             }

@@ -29,7 +29,10 @@ pub struct Pacing {
 impl Pacing {
     /// Begins at rest.
     pub fn new(now: Instant) -> Pacing {
-        Pacing { recent: 0.0, last: now }
+        Pacing {
+            recent: 0.0,
+            last: now,
+        }
     }
 
     /// Takes note of a read of `bytes`; the pause to make before the next one, if any.
@@ -73,8 +76,15 @@ mod tests {
         ] {
             let (paused, reads) = pauses(bytes, Duration::from_micros(gap_us));
             let share = paused as f64 / reads as f64;
-            assert_eq!(share > 0.5, busy, "{bytes} bytes every {gap_us} µs: {paused} pauses in {reads} reads");
-            assert!(busy || paused == 0, "{bytes} bytes every {gap_us} µs: {paused} pauses in {reads} reads");
+            assert_eq!(
+                share > 0.5,
+                busy,
+                "{bytes} bytes every {gap_us} µs: {paused} pauses in {reads} reads"
+            );
+            assert!(
+                busy || paused == 0,
+                "{bytes} bytes every {gap_us} µs: {paused} pauses in {reads} reads"
+            );
         }
     }
 }

@@ -9,15 +9,15 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
 
 use super::pacing::Pacing;
-use super::session::{Open, check};
+use super::session::{Open, check, refuse};
 use super::{Channels, Ended, Intake, Item, Message, Order, Session};
 use crate::backoff::Backoff;
-use crate::outbox::assembler::{AssembleError, Assembler, Event};
+use crate::outbox::{AssembleError, Assembler, Event};
 use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
 use crate::pg::{ConfirmedLsn, Lsn, Timestamp};
 use crate::preflight::{self, Facts};
 use crate::replication::stream::{Chunk, Stream};
-use crate::replication::{Error, Place, Policy, Socket, connect_sql};
+use crate::replication::{Error, Place, Policy, Socket, Stop, connect_sql};
 
 /// How often news is confirmed. More often would only make the server write the slot more often.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
@@ -52,9 +52,19 @@ struct Pump<'a> {
 }
 
 /// Pumps until the session ends.
-pub(super) async fn run(intake: &Intake, open: Open, channels: &mut Channels, reconnect: &mut Backoff) -> Ended {
+pub(super) async fn run(
+    intake: &Intake,
+    open: Open,
+    channels: &mut Channels,
+    reconnect: &mut Backoff,
+) -> Ended {
     let now = Instant::now();
-    let Open { stream, assembler, session, facts } = open;
+    let Open {
+        stream,
+        assembler,
+        session,
+        facts,
+    } = open;
     let mut pump = Pump {
         intake,
         stream,
@@ -78,7 +88,12 @@ pub(super) async fn run(intake: &Intake, open: Open, channels: &mut Channels, re
 }
 
 impl Pump<'_> {
-    async fn run(&mut self, channels: &mut Channels, facts: Facts, reconnect: &mut Backoff) -> Ended {
+    async fn run(
+        &mut self,
+        channels: &mut Channels,
+        facts: Facts,
+        reconnect: &mut Backoff,
+    ) -> Ended {
         let mut pacing = Pacing::new(Instant::now());
         let mut pending: Option<Vec<Item>> = None;
         let mut drift = self.watch_drift(facts);
@@ -135,10 +150,16 @@ impl Pump<'_> {
         let mut items = Vec::with_capacity(chunk.frames.len());
         for frame in &chunk.frames {
             let payload = chunk.bytes.get(frame.clone()).unwrap_or_default();
-            match ReplicationMessage::decode(payload).map_err(|error| Error::protocol(Place::Streaming, error.to_string()))? {
+            match ReplicationMessage::decode(payload)
+                .map_err(|error| Error::protocol(Place::Streaming, error.to_string()))?
+            {
                 ReplicationMessage::XLogData(_) => {
                     let message = frame.start + XLogData::HEADER_LEN..frame.end;
-                    let Some(event) = self.assembler.message(&chunk.bytes, message).map_err(undecodable)? else {
+                    let Some(event) = self
+                        .assembler
+                        .message(&chunk.bytes, message)
+                        .map_err(undecodable)?
+                    else {
                         continue;
                     };
                     if let Event::Commit { end_lsn } = event {
@@ -146,7 +167,11 @@ impl Pump<'_> {
                     }
                     items.push(Item::Outbox(event));
                 }
-                ReplicationMessage::Keepalive(Keepalive { wal_end, reply_requested, .. }) => {
+                ReplicationMessage::Keepalive(Keepalive {
+                    wal_end,
+                    reply_requested,
+                    ..
+                }) => {
                     self.received = self.received.max(wal_end);
                     if reply_requested {
                         self.demands += 1;
@@ -200,7 +225,7 @@ impl Pump<'_> {
     async fn send_status(&mut self, channels: &Channels, ask: bool) -> Result<(), Error> {
         self.sent = self.confirmable(channels).max(self.sent);
         self.sent_at = Instant::now();
-        self.stream.send_status(self.sent, Timestamp::from_system_time(SystemTime::now()), ask).await
+        self.stream.send_status(self.sent, now(), ask).await
     }
 
     fn leave(&mut self) {
@@ -226,7 +251,7 @@ impl Pump<'_> {
                 let looked = async {
                     let sql = connect_sql(&intake.target, "aftercommit watch").await?;
                     let now = check(&intake, &sql).await?;
-                    preflight::drift(&facts, &now)
+                    refuse(preflight::drift(&facts, &now))
                 };
                 match looked.await {
                     Ok(()) => {}
@@ -244,6 +269,22 @@ impl Pump<'_> {
     }
 }
 
+fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp::from_unix_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// What cannot be decoded is never skipped.
+fn undecodable(error: AssembleError) -> Error {
+    let stop = match error {
+        AssembleError::Layout { .. } | AssembleError::Row { .. } => Stop::Configuration,
+        _ => Stop::Runtime,
+    };
+    Error::judged(Place::Streaming, Policy::Stop(stop), error.to_string())
+}
+
 /// Hands items to the relay; gives back what it does not take now.
 fn hand_over(items: Vec<Item>, messages: &mpsc::Sender<Message>) -> Option<Vec<Item>> {
     if items.is_empty() {
@@ -251,9 +292,10 @@ fn hand_over(items: Vec<Item>, messages: &mpsc::Sender<Message>) -> Option<Vec<I
     }
     match messages.try_send(Message::Items(items)) {
         Ok(()) => None,
-        Err(mpsc::error::TrySendError::Full(Message::Items(items)) | mpsc::error::TrySendError::Closed(Message::Items(items))) => {
-            Some(items)
-        }
+        Err(
+            mpsc::error::TrySendError::Full(Message::Items(items))
+            | mpsc::error::TrySendError::Closed(Message::Items(items)),
+        ) => Some(items),
         Err(_) => None,
     }
 }

@@ -4,11 +4,11 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::{Channels, Intake, Message, Session, Until};
-use crate::outbox::assembler::Assembler;
+use crate::outbox::{Assembler, Field};
 use crate::pg::Lsn;
-use crate::preflight::{self, Facts};
+use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
 use crate::replication::stream::Stream;
-use crate::replication::{Error, Socket, Walsender, connect_sql};
+use crate::replication::{Error, Place, Policy, Socket, Stop, Walsender, connect_sql};
 
 /// The name that the server shows for our connections. Not the cluster's standby names: a walsender that is picked as a
 /// synchronous standby would make commits wait for us, and us for commits.
@@ -18,7 +18,7 @@ const APPLICATION_NAME: &str = "aftercommit";
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// System identifier and timeline of the last session.
-    identity: Option<(String, u32)>,
+    identity: Option<(u64, u32)>,
     generation: u64,
     /// `--until`, once it is known as a position.
     until: Option<Lsn>,
@@ -33,12 +33,16 @@ pub(super) struct Open {
 }
 
 /// Opens a session and announces it to the relay.
-pub(super) async fn open(intake: &Intake, history: &mut History, channels: &Channels) -> Result<Open, Error> {
+pub(super) async fn open(
+    intake: &Intake,
+    history: &mut History,
+    channels: &Channels,
+) -> Result<Open, Error> {
     let sql = connect_sql(&intake.target, APPLICATION_NAME).await?;
     let facts = check(intake, &sql).await?;
     let mut walsender = Walsender::connect(&intake.target, APPLICATION_NAME).await?;
     let system = walsender.identify_system().await?;
-    let identity = (system.system_id.clone(), system.timeline);
+    let identity = (system.system_id, system.timeline);
     if history.identity.as_ref() != Some(&identity) {
         if history.identity.is_some() {
             warn!(
@@ -64,9 +68,17 @@ pub(super) async fn open(intake: &Intake, history: &mut History, channels: &Chan
         false => Lsn::ZERO,
     };
     let version = walsender.server_version();
-    let copy = walsender.start_replication(&intake.slot, start, &intake.publication).await?;
-    preflight::check_walsender(&sql, copy.backend_pid).await?;
-    let session = Session { generation: history.generation, walsender_pid: copy.backend_pid, until: history.until };
+    let copy = walsender
+        .start_replication(&intake.slot, start, &intake.publication)
+        .await?;
+    let pid = i32::try_from(copy.backend_pid).unwrap_or_default();
+    let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
+    refuse(findings.map_err(|error| Error::sql("the walsender's state", error))?)?;
+    let session = Session {
+        generation: history.generation,
+        walsender_pid: copy.backend_pid,
+        until: history.until,
+    };
     info!(
         slot = %intake.slot, publication = %intake.publication, server_version = version,
         system = %system.system_id, timeline = system.timeline, start = %start, walsender = copy.backend_pid,
@@ -76,19 +88,57 @@ pub(super) async fn open(intake: &Intake, history: &mut History, channels: &Chan
     let _ = channels.messages.send(Message::Session(session)).await;
     Ok(Open {
         stream: Stream::new(copy.socket, copy.buffer),
-        assembler: Assembler::new(intake.mapping.clone()),
+        assembler: Assembler::new(intake.columns.clone()),
         session,
         facts,
     })
 }
 
-/// The preflight: logs each finding; the first fatal one is the error.
+/// The preflight: logs each warning; the fatal findings are the error.
 pub(super) async fn check(intake: &Intake, sql: &Client) -> Result<Facts, Error> {
-    let expectation = preflight::Expectation {
+    let report = preflight::preflight(sql, &expectation(intake)).await;
+    let report = report.map_err(|error| Error::sql("the preflight", error))?;
+    refuse(report.findings)?;
+    Ok(report.facts)
+}
+
+fn expectation(intake: &Intake) -> Expectation {
+    let columns = &intake.columns;
+    let (required, optional) = Field::ALL
+        .into_iter()
+        .filter_map(|field| {
+            Some((
+                columns.column(field)?.to_owned(),
+                columns.is_required(field),
+            ))
+        })
+        .partition::<Vec<_>, _>(|(_, required)| *required);
+    let names = |columns: Vec<(String, bool)>| columns.into_iter().map(|(name, _)| name).collect();
+    Expectation {
         slot: intake.slot.clone(),
         publication: intake.publication.clone(),
-        mapping: intake.mapping.clone(),
+        table: columns.table().clone(),
+        required: names(required),
+        optional: names(optional),
+        application_name: APPLICATION_NAME.to_owned(),
+        role: None,
+    }
+}
+
+/// Warnings go to the log; fatal findings, told together, are the error.
+pub(super) fn refuse(findings: Vec<Finding>) -> Result<(), Error> {
+    let Some(class) = preflight::worst(&findings) else {
+        findings.iter().for_each(|finding| warn!("{finding}"));
+        return Ok(());
     };
-    let report = preflight::preflight(sql, &expectation).await.map_err(Error::sql)?;
-    report.into_facts()
+    let fatal = findings
+        .iter()
+        .filter(|finding| finding.severity != Severity::Warning);
+    let words = fatal.map(Finding::to_string).collect::<Vec<_>>().join("\n");
+    let policy = match class {
+        Class::Temporary => Policy::Reconnect,
+        Class::Configuration => Policy::Stop(Stop::Configuration),
+        Class::Lost => Policy::Stop(Stop::SlotLost),
+    };
+    Err(Error::judged(Place::Preflight, policy, words))
 }

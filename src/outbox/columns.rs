@@ -141,6 +141,12 @@ impl Columns {
         Some(&mapped.column)
     }
 
+    /// Whether the table must have the column of a field: it is a task's identity or name, or was mapped in so many words.
+    pub fn is_required(&self, field: Field) -> bool {
+        let mapped = self.mapped[field as usize].as_ref();
+        mapped.is_some_and(|mapped| mapped.source != Source::OwnName) || REQUIRED.contains(&field)
+    }
+
     /// Finds the fields among the columns of the table, given in the table's order.
     ///
     /// A column that is only looked for because it has a field's own name may be missing, unless no task is without
@@ -154,7 +160,7 @@ impl Columns {
             let Some(mapped) = mapped else { continue };
             match table_columns.iter().position(|name| *name == mapped.column) {
                 Some(index) => steps.push((index, field)),
-                None if mapped.source == Source::OwnName && !REQUIRED.contains(&field) => {}
+                None if !self.is_required(field) => {}
                 None => {
                     return Err(LayoutError {
                         table: self.table.clone(),

@@ -34,6 +34,14 @@ pub enum ParseTableNameError {
 const MAX_NAME_LEN: usize = 63;
 
 impl TableName {
+    /// The table that `init` makes: `aftercommit.outbox`.
+    pub fn ours() -> TableName {
+        TableName {
+            schema: "aftercommit".to_owned(),
+            name: "outbox".to_owned(),
+        }
+    }
+
     /// The table's schema.
     pub fn schema(&self) -> &str {
         &self.schema

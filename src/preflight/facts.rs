@@ -162,8 +162,8 @@ pub async fn facts(client: &Client, expected: &Expectation) -> Result<Facts, Err
         .query_typed_one(
             &query(version),
             &[
-                (&expected.table.schema, Type::TEXT),
-                (&expected.table.name, Type::TEXT),
+                (&expected.table.schema(), Type::TEXT),
+                (&expected.table.name(), Type::TEXT),
                 (&expected.publication, Type::TEXT),
                 (&expected.slot, Type::TEXT),
                 (role, Type::TEXT),
@@ -248,7 +248,7 @@ select json_build_object(
           from pg_catalog.pg_publication_rel r
           join pg_catalog.pg_class c on c.oid = r.prrelid
           join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-          where r.prpubid = p.oid order by c.oid limit 5) some
+          where r.prpubid = p.oid order by c.oid limit 5) few
       ))
     from p
   ),

@@ -12,7 +12,7 @@ use std::fmt;
 
 use tokio_postgres::{Client, Error};
 
-use crate::control::TableName;
+use crate::outbox::TableName;
 
 pub use facts::{Column, Facts, Membership, Publication, Role, Slot, Table, facts};
 pub use judge::{drift, judge};

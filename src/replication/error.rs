@@ -9,6 +9,7 @@ use bytes::Bytes;
 use postgres_protocol::message::backend::ErrorFields;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
+use super::policy::Policy;
 use crate::pg::Lsn;
 
 /// What was under way when it went wrong.
@@ -20,6 +21,8 @@ pub enum Place {
     Authentication,
     /// `START_REPLICATION`, before the stream has begun.
     StartReplication,
+    /// The look at slot, publication and table.
+    Preflight,
     /// The stream.
     Streaming,
     /// A query.
@@ -32,6 +35,7 @@ impl fmt::Display for Place {
             Place::Connect => "cannot connect to Postgres",
             Place::Authentication => "cannot log in to Postgres",
             Place::StartReplication => "START_REPLICATION failed",
+            Place::Preflight => "the server is not as it has to be",
             Place::Streaming => "the replication stream broke",
             Place::Sql => "a query failed",
         })
@@ -174,6 +178,8 @@ pub(super) enum Kind {
     Protocol(String),
     /// We refuse to go on; the words hold the remedy.
     Refused(String),
+    /// Judged where it was found; the words hold the remedy.
+    Judged(Policy, String),
 }
 
 /// Something went wrong with the server. Opaque: ask [`Error::policy`] what to do, and show it to the operator.
@@ -247,6 +253,11 @@ impl Error {
     /// We refuse to go on with the configuration or the server as it is; the words hold the remedy.
     pub fn refused(place: Place, words: impl Into<String>) -> Error {
         Error::new(place, Kind::Refused(words.into()))
+    }
+
+    /// What was found means this; the words hold the remedy.
+    pub fn judged(place: Place, policy: Policy, words: impl Into<String>) -> Error {
+        Error::new(place, Kind::Judged(policy, words.into()))
     }
 
     /// A failed query of the SQL session; `query` says in a few words what it was for.
@@ -370,7 +381,9 @@ impl fmt::Display for Error {
             Kind::Dns(e) => write!(f, ": the host name does not resolve: {e}"),
             Kind::Tls(_, e) => write!(f, ": TLS: {e}"),
             Kind::InRecovery => f.write_str(": the server is a standby, in recovery"),
-            Kind::Protocol(words) | Kind::Refused(words) => write!(f, ": {words}"),
+            Kind::Protocol(words) | Kind::Refused(words) | Kind::Judged(_, words) => {
+                write!(f, ": {words}")
+            }
         }?;
         match self.remedy() {
             Some(remedy) => write!(f, ". {remedy}"),

@@ -97,6 +97,7 @@ impl Error {
                 "Check that the URL points at a Postgres server",
             ),
             Kind::Protocol(_) => (Policy::Stop(Stop::Runtime), None),
+            Kind::Judged(policy, _) => (*policy, None),
             Kind::Refused(_) => (Policy::Stop(Stop::Configuration), None),
         }
     }
@@ -194,7 +195,7 @@ fn lost_object(place: Place, message: &ServerMessage) -> Option<Stop> {
         _ if says("slot") => Some(Stop::SlotLost),
         Place::StartReplication => Some(Stop::SlotLost),
         Place::Streaming => Some(Stop::PublicationLost),
-        Place::Connect | Place::Authentication | Place::Sql => None,
+        Place::Connect | Place::Authentication | Place::Preflight | Place::Sql => None,
     }
 }
 
@@ -224,7 +225,7 @@ fn prerequisite(place: Place, message: &ServerMessage) -> Verdict {
             "Look at the slot in pg_replication_slots: if it is invalidated (wal_status lost), its WAL is gone and \
              rows were missed; raise max_slot_wal_keep_size before you make a new one",
         ),
-        Place::Connect | Place::Authentication | Place::Sql => {
+        Place::Connect | Place::Authentication | Place::Preflight | Place::Sql => {
             (Policy::Stop(Stop::Configuration), None)
         }
     }

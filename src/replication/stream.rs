@@ -48,7 +48,11 @@ pub struct Stream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Takes over a connection that is in CopyBoth mode, with the bytes that were read beyond its beginning.
     pub fn new(socket: S, buffer: BytesMut) -> Stream<S> {
-        Stream { socket, buffer, out: BytesMut::with_capacity(64) }
+        Stream {
+            socket,
+            buffer,
+            out: BytesMut::with_capacity(64),
+        }
     }
 
     /// Reads what is there, waiting for the first byte, and returns the frames that are complete; there may be none.
@@ -65,20 +69,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         if read.map_err(streaming)? == 0 {
             return Err(Error::closed(Place::Streaming));
         }
-        let empty = || Chunk { bytes: Bytes::new(), frames: Vec::new() };
+        let empty = || Chunk {
+            bytes: Bytes::new(),
+            frames: Vec::new(),
+        };
         Ok(self.take_frames()?.unwrap_or_else(empty))
     }
 
     /// A frame that is longer than the buffer gets room at once, so that it is not copied again and again.
     fn make_room(&mut self) {
-        let needed = match self.buffer.get(1..5).and_then(|length| <[u8; 4]>::try_from(length).ok()) {
-            Some(length) => (u32::from_be_bytes(length) as usize + 1).saturating_sub(self.buffer.len()),
+        let needed = match self
+            .buffer
+            .get(1..5)
+            .and_then(|length| <[u8; 4]>::try_from(length).ok())
+        {
+            Some(length) => {
+                (u32::from_be_bytes(length) as usize + 1).saturating_sub(self.buffer.len())
+            }
             None => 0,
         };
         if needed > BUFFER {
             self.buffer.reserve(needed);
         } else if self.buffer.capacity() - self.buffer.len() < MIN_FREE {
-            self.buffer.reserve(BUFFER - self.buffer.len().min(BUFFER / 2));
+            self.buffer
+                .reserve(BUFFER - self.buffer.len().min(BUFFER / 2));
         }
     }
 
@@ -86,41 +100,79 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     fn take_frames(&mut self) -> Result<Option<Chunk>, Error> {
         let mut frames = Vec::with_capacity(self.buffer.len() / 128);
         let mut at = 0;
-        while let Some(header) = self.buffer.get(at..at + 5).and_then(|h| <[u8; 5]>::try_from(h).ok()) {
+        while let Some(header) = self
+            .buffer
+            .get(at..at + 5)
+            .and_then(|h| <[u8; 5]>::try_from(h).ok())
+        {
             let [tag, length @ ..] = header;
             let length = u32::from_be_bytes(length) as usize;
             if !(4..=MAX_FRAME).contains(&length) {
-                return Err(Error::protocol(Place::Streaming, format!("a message of type {:?} has a length of {length}", tag as char)));
+                return Err(Error::protocol(
+                    Place::Streaming,
+                    format!(
+                        "a message of type {:?} has a length of {length}",
+                        tag as char
+                    ),
+                ));
             }
             let end = at + 1 + length;
-            let Some(body) = self.buffer.get(at + 5..end) else { break };
+            let Some(body) = self.buffer.get(at + 5..end) else {
+                break;
+            };
             match tag {
                 b'd' => frames.push(at + 5..end),
                 // What came before the error is complete and in order; it is handed out first.
                 b'E' if !frames.is_empty() => break,
-                b'E' => return Err(Error::server(Place::Streaming, ServerMessage::parse(&Bytes::copy_from_slice(body)))),
-                b'N' => refuse_notice(Place::Streaming, ServerMessage::parse(&Bytes::copy_from_slice(body)))?,
+                b'E' => {
+                    return Err(Error::server(
+                        Place::Streaming,
+                        ServerMessage::parse(&Bytes::copy_from_slice(body)),
+                    ));
+                }
+                b'N' => refuse_notice(
+                    Place::Streaming,
+                    ServerMessage::parse(&Bytes::copy_from_slice(body)),
+                )?,
                 // ParameterStatus may come at any time; CommandComplete and ReadyForQuery end a stream that was closed.
                 b'S' => {}
                 b'c' if !frames.is_empty() => break,
                 b'c' => return Err(Error::closed(Place::Streaming)),
-                _ => return Err(Error::protocol(Place::Streaming, format!("an unexpected message of type {:?}", tag as char))),
+                _ => {
+                    return Err(Error::protocol(
+                        Place::Streaming,
+                        format!("an unexpected message of type {:?}", tag as char),
+                    ));
+                }
             }
             at = end;
         }
         if at == 0 {
             return Ok(None);
         }
-        Ok(Some(Chunk { bytes: self.buffer.split_to(at).freeze(), frames }))
+        Ok(Some(Chunk {
+            bytes: self.buffer.split_to(at).freeze(),
+            frames,
+        }))
     }
 
     /// Sends a standby status update: everything below `confirmed` may be forgotten.
     ///
     /// # Errors
     /// An I/O error, or a peer that does not read for ten seconds.
-    pub async fn send_status(&mut self, confirmed: ConfirmedLsn, now: Timestamp, reply: bool) -> Result<(), Error> {
+    pub async fn send_status(
+        &mut self,
+        confirmed: ConfirmedLsn,
+        now: Timestamp,
+        reply: bool,
+    ) -> Result<(), Error> {
         self.out.clear();
-        StatusUpdate { confirmed, sent_at: now, reply_requested: reply }.encode(&mut self.out);
+        StatusUpdate {
+            confirmed,
+            sent_at: now,
+            reply_requested: reply,
+        }
+        .encode(&mut self.out);
         self.flush().await
     }
 
@@ -135,7 +187,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                 self.buffer.clear();
                 self.make_room();
                 let Stream { socket, buffer, .. } = &mut self;
-                if poll_fn(|cx| poll_fill(socket, buffer, cx)).await.map_err(streaming)? == 0 {
+                if poll_fn(|cx| poll_fill(socket, buffer, cx))
+                    .await
+                    .map_err(streaming)?
+                    == 0
+                {
                     return Ok::<(), Error>(());
                 }
             }

@@ -49,7 +49,7 @@ fn missing(expected: &Expectation) -> Finding {
 /// How the table stands in it. A publication goes by OID: a table that was renamed and made again is not in it.
 fn table_in(publication: &Publication, table: &Table, expected: &Expectation) -> Vec<Finding> {
     let name = ident(&expected.publication);
-    let quoted = expected.table.quoted();
+    let quoted = expected.table.to_sql();
     let fatal = |what: String| Finding::fatal(Class::Configuration, what);
     let mut findings = Vec::new();
     if let Some(ancestor) = &publication.ancestor {
@@ -105,13 +105,9 @@ fn table_in(publication: &Publication, table: &Table, expected: &Expectation) ->
 }
 
 /// A row filter or a column list.
-fn parts_of(
-    member: &Membership,
-    table: &Table,
-    expected: &Expectation,
-) -> Vec<Finding> {
+fn parts_of(member: &Membership, table: &Table, expected: &Expectation) -> Vec<Finding> {
     let name = ident(&expected.publication);
-    let quoted = expected.table.quoted();
+    let quoted = expected.table.to_sql();
     let mend = |finding: Finding| {
         finding
             .remedy("in one transaction, so that no row falls between the two")

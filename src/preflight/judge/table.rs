@@ -44,7 +44,7 @@ pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
                 "table {name} is unlogged: its rows are not in the WAL, and would be skipped without an error"
             ))
             .remedy("rows that are in it already will not be sent: insert them again")
-            .sql(format!("alter table {} set logged", name.quoted())),
+            .sql(format!("alter table {} set logged", name.to_sql())),
         ),
         _ => findings.push(
             fatal(format!("table {name} is temporary"))

@@ -5,7 +5,7 @@ fn expected() -> Expectation {
     Expectation {
         slot: "aftercommit".to_owned(),
         publication: "aftercommit".to_owned(),
-        table: crate::control::TableName::ours(),
+        table: crate::outbox::TableName::ours(),
         required: vec!["id".to_owned(), "task".to_owned()],
         optional: vec!["key".to_owned()],
         application_name: "aftercommit".to_owned(),
