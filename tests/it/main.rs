@@ -1,1 +1,5 @@
 //! Integration tests: real servers, started by `support`.
+
+mod private_postgres;
+mod tls;
+mod walsender;
