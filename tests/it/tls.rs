@@ -40,6 +40,29 @@ set password_encryption = md5;
 create role hashed login replication password 'tops3cret'
 ";
 
+/// Version 1, as "openssl x509 -req" made it before OpenSSL 3.2, following the documentation of Postgres. Valid until
+/// 2100. The key is for this test only.
+const VERSION_1: (&str, &str) = (
+    "\
+-----BEGIN CERTIFICATE-----
+MIIBJTCBywIUAiD4ZHnssKUqJRMgZls7+h68EG8wCgYIKoZIzj0EAwIwFDESMBAG
+A1UEAwwJbG9jYWxob3N0MCAXDTI2MTEyMjAyNTk0MloYDzIxMDAxMDI1MDI1OTQy
+WjAUMRIwEAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNC
+AASZLSi3iYTodrl0w5z5lqlkh+UgKxqV+DsBA+bhmRhbe9qdzyFiRkF79XKvcKIh
+bqSaWBrbFX/ZVZJu4YBOs4mgMAoGCCqGSM49BAMCA0kAMEYCIQDbBxsBbNOPOSrE
+QQM7hO1FxU2V9DaahPjaV8Vl/aWizwIhAMO7MDy9uiUDX4Q4tw7mf/6TZcPWHAZC
+ejXAE3NxZjFs
+-----END CERTIFICATE-----
+",
+    "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg89JM3UcucnfeUt4I
+3qRPY0i8xbHsNJiYRh4K1nQnTnKhRANCAASZLSi3iYTodrl0w5z5lqlkh+UgKxqV
++DsBA+bhmRhbe9qdzyFiRkF79XKvcKIhbqSaWBrbFX/ZVZJu4YBOs4mg
+-----END PRIVATE KEY-----
+",
+);
+
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
 fn authority(name: &str) -> Authority {
@@ -334,6 +357,25 @@ async fn each_sslmode_does_what_libpq_documents() {
     refused(&verify, CONFIGURATION, &["UnknownIssuer"]).await;
     fs::write(server.path().join("ca"), renewed.pem()).expect("write");
     assert!(is_encrypted(&verify).await.expect("renewed"));
+
+    // A certificate of version 1: good enough where it is not verified.
+    let (certificate, key) = VERSION_1;
+    server
+        .present((certificate.to_owned(), key.to_owned()))
+        .await;
+    for query in [
+        "sslmode=require",
+        "sslmode=require&channel_binding=require",
+        "",
+    ] {
+        assert!(
+            is_encrypted(&url("encrypted", query))
+                .await
+                .expect("version 1")
+        );
+    }
+    fs::write(server.path().join("ca"), certificate).expect("write");
+    refused(&verify, CONFIGURATION, &["sslrootcert"]).await;
 
     // A self-signed certificate, listed itself, as in the documentation of Postgres; it marks itself as an authority.
     let mut own = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");

@@ -206,19 +206,16 @@ async fn a_session_is_opened_or_refused_with_the_remedy() {
     let plain = target(&tcp("plain:tops3cret", "app"));
     connect_sql(&plain, "test").await.expect("plain sql");
     let cleartext = target(&tcp("cleartext:tops3cret", "app"));
-    let error = connect_sql(&cleartext, "test")
-        .await
-        .err()
-        .expect("refused");
+    let error = connect_sql(&cleartext, "test").await.expect_err("refused");
     check(&error, CONFIGURATION, &["in the clear"]);
     let crowded = target(&tcp("crowded:tops3cret", "app"));
-    let error = connect_sql(&crowded, "test").await.err().expect("full");
+    let error = connect_sql(&crowded, "test").await.expect_err("full");
     check(&error, Policy::Reconnect, &["53300", "connection limit"]);
 
     // The only walsender is taken.
     let relay = tcp("relay:tops3cret", "app");
     let first = walsender(&relay).await.expect("first");
-    let error = walsender(&relay).await.err().expect("second");
+    let error = walsender(&relay).await.expect_err("second");
     check(&error, Policy::Reconnect, &["max_wal_senders"]);
     drop(first);
 }
@@ -289,6 +286,18 @@ async fn settings_are_pinned_and_errors_leave_the_session_usable() {
             .expect(setting);
         assert_eq!(row.get::<_, &str>(0), value, "{setting}");
     }
+
+    // What a query was for is said; the values that it met are not.
+    let error = client
+        .query("select ('tops3cret' || now())::json", &[])
+        .await
+        .map_err(|e| Error::sql("reading a json", e))
+        .expect_err("no json");
+    check(
+        &error,
+        Policy::Stop(Stop::Runtime),
+        &["(reading a json)", "22P02"],
+    );
 
     // Whoever drives the connection learns why it ended.
     let (client, connection) = open_sql(&target(&url), "watched").await.expect("sql");
@@ -510,6 +519,44 @@ async fn a_server_that_cannot_decode_is_named() {
     check(&error, CONFIGURATION, &["wal_level = logical", "restart"]);
 }
 
+#[tokio::test]
+async fn a_standby_is_passed_over_unless_asked_for() {
+    let primary = start("wal_level = logical\n").await;
+    let hba = "local all all trust\nhost all all 127.0.0.1/32 trust\n";
+    let standby = Postgres::start(hba, "", &[("standby.signal", "")]);
+    let alone = format!("postgres://postgres@127.0.0.1:{}/postgres", standby.port);
+    for error in [
+        walsender(&alone).await.expect_err("in recovery"),
+        connect_sql(&target(&alone), "test")
+            .await
+            .expect_err("in recovery"),
+    ] {
+        check(&error, Policy::Reconnect, &["in recovery", "primary"]);
+    }
+    let both = format!(
+        "postgres://relay:tops3cret@127.0.0.1:{},127.0.0.1:{}/app",
+        standby.port, primary.port
+    );
+    // The standby trusts everybody, and does not know this role: an answer, which ends the search.
+    let error = walsender(&both).await.expect_err("unknown role");
+    check(&error, CONFIGURATION, &["28000", "exists"]);
+    let both = format!(
+        "host=127.0.0.1,{} port={},{} user=postgres dbname=postgres",
+        primary.path().display(),
+        standby.port,
+        primary.port
+    );
+    let walsender = walsender(&both).await.expect("the primary");
+    assert_eq!(walsender.parameter("in_hot_standby"), Some("off"));
+    let replica = target(&alone).in_recovery_too();
+    let client = connect_sql(&replica, "test").await.expect("the standby");
+    let row = client
+        .query_one("select pg_is_in_recovery()", &[])
+        .await
+        .expect("row");
+    assert!(row.get::<_, bool>(0));
+}
+
 /// A socket that answers what it is told, whatever it is asked.
 async fn imposter(answer: &'static [u8]) -> String {
     use tokio::io::AsyncWriteExt;
@@ -586,7 +633,7 @@ async fn what_is_not_a_postgres_server_is_refused() {
         ),
     ] {
         let url = format!("{}&sslmode={mode}", imposter(answer).await);
-        let error = walsender(&url).await.err().expect("no session");
+        let error = walsender(&url).await.expect_err("no session");
         check(&error, policy, &[words]);
     }
 }
