@@ -8,6 +8,8 @@ mod auth;
 pub mod config;
 mod conninfo;
 pub mod error;
+mod keywords;
+pub mod message;
 mod policy;
 mod session;
 mod socket;
@@ -20,7 +22,8 @@ mod verifier;
 mod walsender;
 
 pub use config::Config;
-pub use error::{Error, Place, ServerMessage, refuse_notice};
+pub use error::{Error, Place, refuse_notice};
+pub use message::ServerMessage;
 pub use policy::{Policy, Stop};
 pub use socket::Socket;
 pub use sql::{connect_sql, open_sql};

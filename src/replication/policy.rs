@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 use std::io;
 
-use super::error::{Error, Kind, Place, ServerMessage, TlsFault};
+use super::error::{Error, Kind, Place, TlsFault};
+use super::message::ServerMessage;
 
 /// What to do about an [`Error`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

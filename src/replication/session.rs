@@ -8,7 +8,8 @@ use postgres_protocol::message::frontend;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
-use super::error::{Context, Error, Place, ServerMessage, refuse_notice};
+use super::error::{Context, Error, Place, refuse_notice};
+use super::message::ServerMessage;
 use super::socket::Socket;
 
 /// No answer of the server before the stream is longer than this; a longer one is not from a Postgres server.

@@ -3,6 +3,8 @@
 //! Postgres documentation, chapter "Streaming Replication Protocol". With `replication=database` the session takes
 //! replication commands and simple queries, and after START_REPLICATION only the stream.
 
+use std::fmt;
+
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
@@ -16,6 +18,14 @@ use crate::pg::Lsn;
 /// The walsender session.
 pub struct Walsender {
     session: Session,
+}
+
+impl fmt::Debug for Walsender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Walsender")
+            .field("backend_pid", &self.backend_pid())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What IDENTIFY_SYSTEM says.

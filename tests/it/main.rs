@@ -2,3 +2,6 @@
 
 mod scenarios;
 mod support;
+mod private_postgres;
+mod tls;
+mod walsender;
