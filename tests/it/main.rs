@@ -5,3 +5,4 @@ mod support;
 mod private_postgres;
 mod tls;
 mod walsender;
+mod properties;
