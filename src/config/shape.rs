@@ -86,7 +86,7 @@ fn sink_types(types: &DeTable<'_>, wrong: &mut Vec<(Path, Problem)>) {
 
 fn unknown_type(kind: &str, has_names: bool, known: &[String]) -> Problem {
     let known: Vec<String> = known.iter().filter(|k| *k != BENCH_ONLY).cloned().collect();
-    let has = near::list(&known, "");
+    let has = known.join(", ");
     if ELSEWHERE.contains(&kind) {
         let title = format!("sink type {kind} is not part of this build; it has: {has}");
         return Problem::new(title);

@@ -178,7 +178,7 @@ mod tests {
             ("", 0..0, "", "^ here"),
             ("\ta = bc", 5..7, "    a = bc", "        ^^ here"),
             ("é = '日本'", 5..13, "é = '日本'", "    ^^^^^^ here"),
-            ("a\u{1b}[2J = 1", 8..9, "a\u{FFFD}[2J = 1", "       ^ here"),
+            ("a\u{1b}[2J = 1", 8..9, "a\u{FFFD}[2J = 1", "        ^ here"),
         ] {
             let expected = format!("\n  --> f:12:3\n   |\n12 | {line}\n   | {caret}");
             assert_eq!(shown(source, mark), expected, "{source:?}");

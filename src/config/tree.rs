@@ -8,6 +8,12 @@ use toml::de::{DeString, DeTable, DeValue};
 /// Where something stands: keys from the top; an element of an array is `[0]`, `[1]`, ...
 pub(super) type Path = Vec<String>;
 
+/// Sees a value: its path, its key's place (none in an array), and itself.
+type Visit<'v> = dyn FnMut(&[String], Option<&Range<usize>>, &Spanned<DeValue<'_>>) + 'v;
+
+/// Changes a string; sees its path and its place.
+type Change<'c, 'i> = dyn FnMut(&[String], Range<usize>, &mut DeString<'i>) + 'c;
+
 /// The value at `path`.
 pub(super) fn value<'t, 'i>(
     table: &'t DeTable<'i>,
@@ -89,12 +95,8 @@ pub(super) fn find(table: &DeTable<'_>, place: &Range<usize>) -> Option<Path> {
     found
 }
 
-/// Shows every value to `visit`, parents first: its path, its key's place (none in an array), and itself.
-pub(super) fn walk(
-    table: &DeTable<'_>,
-    path: &mut Path,
-    visit: &mut dyn FnMut(&[String], Option<&Range<usize>>, &Spanned<DeValue<'_>>),
-) {
+/// Shows every value to `visit`, parents first.
+pub(super) fn walk(table: &DeTable<'_>, path: &mut Path, visit: &mut Visit<'_>) {
     for (key, value) in table {
         path.push(key.get_ref().to_string());
         visit(path, Some(&key.span()), value);
@@ -103,11 +105,7 @@ pub(super) fn walk(
     }
 }
 
-fn walk_value(
-    value: &DeValue<'_>,
-    path: &mut Path,
-    visit: &mut dyn FnMut(&[String], Option<&Range<usize>>, &Spanned<DeValue<'_>>),
-) {
+fn walk_value(value: &DeValue<'_>, path: &mut Path, visit: &mut Visit<'_>) {
     match value {
         DeValue::Table(table) => walk(table, path, visit),
         DeValue::Array(array) => {
@@ -122,11 +120,11 @@ fn walk_value(
     }
 }
 
-/// Hands every string to `change`, with its path and place.
+/// Hands every string to `change`.
 pub(super) fn walk_strings<'i>(
     table: &mut DeTable<'i>,
     path: &mut Path,
-    change: &mut dyn FnMut(&[String], Range<usize>, &mut DeString<'i>),
+    change: &mut Change<'_, 'i>,
 ) {
     for (key, value) in table.iter_mut() {
         path.push(key.get_ref().to_string());
@@ -138,7 +136,7 @@ pub(super) fn walk_strings<'i>(
 fn walk_strings_of_value<'i>(
     value: &mut Spanned<DeValue<'i>>,
     path: &mut Path,
-    change: &mut dyn FnMut(&[String], Range<usize>, &mut DeString<'i>),
+    change: &mut Change<'_, 'i>,
 ) {
     let place = value.span();
     match value.get_mut() {

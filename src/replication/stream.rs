@@ -15,7 +15,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_util::io::poll_read_buf;
 
-use super::error::{Error, Place, ServerMessage, refuse_notice};
+use super::error::{Error, Place, refuse_notice};
+use super::message::ServerMessage;
 use crate::pg::replication::StatusUpdate;
 use crate::pg::{ConfirmedLsn, Timestamp};
 
