@@ -1,1 +1,3 @@
 //! Integration tests: real servers, started by `support`.
+
+mod demo;

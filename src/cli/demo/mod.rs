@@ -262,7 +262,7 @@ enum Error {
         program: &'static str,
         source: io::Error,
     },
-    #[error("{program} ended with {status}, and said:\n{said}")]
+    #[error("{program} ended with {status}{said}")]
     Program {
         program: &'static str,
         status: ExitStatus,

@@ -22,10 +22,10 @@ grant usage on schema shop to shop;
 grant select, insert on shop.orders to shop;
 ";
 
-/// What an application needs to enqueue tasks, and no more.
-const MAY_ENQUEUE: &str = "
-grant usage on schema aftercommit to shop;
-grant insert on aftercommit.outbox to shop;
+/// `aftercommit init` has made a group for those who enqueue and one for the daemon. REPLICATION is not inherited.
+const ROLES: &str = "
+grant aftercommit_app to shop;
+create role aftercommit login replication in role aftercommit_daemon;
 ";
 
 /// Oldest version that aftercommit works with.
@@ -194,12 +194,12 @@ impl Database {
             .map_err(Error::from)
     }
 
-    /// Lets the application enqueue, once `aftercommit init` has made the outbox.
-    pub(super) async fn allow_enqueue(&self) -> Result<(), Error> {
+    /// Lets the application enqueue and the daemon read, and neither do more, once `aftercommit init` has run.
+    pub(super) async fn grant(&self) -> Result<(), Error> {
         let session = self.session("postgres").await?;
         session
             .client
-            .batch_execute(MAY_ENQUEUE)
+            .batch_execute(ROLES)
             .await
             .map_err(Error::from)
     }
@@ -224,5 +224,8 @@ impl Database {
 /// The last lines of what a program said.
 pub(super) fn tail(text: &str) -> String {
     let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(6)..].join("\n")
+    match lines.get(lines.len().saturating_sub(6)..) {
+        Some(last @ [_, ..]) => format!(", and said:\n{}", last.join("\n")),
+        _ => String::new(),
+    }
 }
