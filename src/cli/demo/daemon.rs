@@ -190,7 +190,7 @@ async fn pass_on(queue: &Queue, line: Line) {
 }
 
 /// SIGTERM by the shell's own `kill`, which every machine has.
-async fn terminate(child: &Child) -> Result<(), Error> {
+pub(super) async fn terminate(child: &Child) -> Result<(), Error> {
     let Some(pid) = child.id() else { return Ok(()) };
     Command::new("/bin/sh")
         .args(["-c", "kill -TERM \"$1\"", "sh", &pid.to_string()])
@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn a_line_of_the_sink_is_read() {
         let line: Line = serde_json::from_str(
-            r#"{"id":"5b1d","task":"shop.send_receipt","args":null,"kwargs":{"order_id": 42},"key":"customer-7"}"#,
+            r#"{"id":"5b1d","task":"orders.tasks.send_receipt","args":null,"kwargs":{"order_id": 42},"key":"customer-7"}"#,
         )
         .unwrap();
         assert_eq!((line.kwargs.order_id, line.id.as_str()), (42, "5b1d"));
