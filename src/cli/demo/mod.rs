@@ -203,13 +203,18 @@ async fn show(
         let line = row.padded_label() + &cells.collect::<String>();
         screen.say(&line).await;
     }
+    let arrival = match celery {
+        Some(_) => "on_commit: in the worker's queue; outbox: received by the Celery worker",
+        None => "the task being in the worker's queue",
+    };
     let notes = [
-        "  (COMMIT to dispatch: from COMMIT being sent to the task in the worker's queue;",
-        "  in the outbox's column without the tasks that waited for the killed daemon.)",
-        "",
+        "  (COMMIT to dispatch: from COMMIT being sent to".to_owned(),
+        format!("  {arrival};"),
+        "  the outbox's without those tasks that waited for the killed daemon.)".to_owned(),
+        String::new(),
     ];
     for note in notes {
-        screen.say(&screen.paint(Paint::Dim, note)).await;
+        screen.say(&screen.paint(Paint::Dim, &note)).await;
     }
     for line in meaning {
         screen.say(&line).await;
