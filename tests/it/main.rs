@@ -6,3 +6,4 @@ mod private_postgres;
 mod tls;
 mod walsender;
 mod properties;
+mod demo;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Error;
 use super::application::{Application, HandOver};
+use super::celery::Celery;
 use super::daemon::{Daemon, Order};
 use super::ledger::Counts;
 use super::plan::{self, Transaction};
@@ -39,14 +40,14 @@ impl Clock {
 }
 
 /// How the tasks get to the worker.
-#[derive(Clone, Copy)]
 pub(super) enum Way<'a> {
     /// Handed over inside of the transaction.
     Direct,
     /// Handed over when COMMIT has returned.
     OnCommit,
-    /// Through the outbox and the daemon, which is killed in the middle.
-    Outbox(&'a Daemon<'a>),
+    /// Through the outbox and the daemon, which is killed in the middle; with Celery where it is there, else to the
+    /// worker inside of this process.
+    Outbox(&'a Daemon<'a>, Option<&'a mut Celery>),
 }
 
 /// Plays an act, and returns what it came to.
@@ -64,19 +65,30 @@ pub(super) async fn play(
     let queue = Queue::open(database, clock, &events, &mut crew).await?;
     let (orders, to_daemon) = mpsc::channel(2);
     let (ready, is_ready) = oneshot::channel();
-    let keeper = {
-        let (events, queue) = (events.clone(), queue.clone());
-        async move {
-            match way {
-                Way::Outbox(daemon) => {
-                    let kept = daemon.keep(database, queue, clock, events, to_daemon, ready);
-                    kept.await
-                }
-                Way::Direct | Way::OnCommit => {
-                    let _ = ready.send(());
-                    Ok(())
-                }
+    let (hand_over, kill_at) = match way {
+        Way::Direct => (HandOver::Direct(queue.clone()), None),
+        Way::OnCommit => (HandOver::OnCommit(queue.clone()), None),
+        Way::Outbox(..) => (HandOver::Outbox, Some(length / 2)),
+    };
+    let reported = events.clone();
+    let keeper = async move {
+        let Way::Outbox(daemon, celery) = way else {
+            let _ = ready.send(());
+            return Ok(());
+        };
+        let (ended, daemon_ended) = oneshot::channel();
+        let daemon = async {
+            let kept = daemon.keep(database, queue, clock, reported.clone(), to_daemon, ready);
+            kept.await?;
+            let _ = ended.send(());
+            Ok(())
+        };
+        match celery {
+            Some(celery) => {
+                let watch = celery.watch(clock, reported.clone(), daemon_ended);
+                tokio::try_join!(daemon, watch).map(drop)
             }
+            None => daemon.await,
         }
     };
     let show = async {
@@ -84,14 +96,6 @@ pub(super) async fn play(
             // The keeper has ended with an error, which is the act's.
             return std::future::pending().await;
         }
-        let hand_over = match way {
-            Way::Direct => HandOver::Direct(queue),
-            Way::OnCommit => HandOver::OnCommit(queue),
-            Way::Outbox(_) => {
-                drop(queue);
-                HandOver::Outbox
-            }
-        };
         let mut processes = Vec::new();
         for _ in 0..plan::CONNECTIONS {
             let one = Application::start(database, hand_over.clone(), clock, events.clone());
@@ -106,7 +110,7 @@ pub(super) async fn play(
         }
         let mut view = View::new(screen, length);
         let mut frames = tokio::time::interval(FRAME);
-        let mut kill_at = matches!(way, Way::Outbox(_)).then_some(length / 2);
+        let mut kill_at = kill_at;
         let mut left_at = None;
         loop {
             // Events first: at a frame, all that was reported has been counted.

@@ -12,8 +12,14 @@ use super::plan::{self, End};
 use super::postgres::{Database, Session};
 use super::worker::Queue;
 
-/// Name of the tasks.
-const TASK: &str = "shop.send_receipt";
+/// Name of the tasks: the one that `examples/django` has.
+const TASK: &str = "orders.tasks.send_receipt";
+
+const PLACE: &str = "insert into orders_order (id, customer, total, placed_at) \
+                     values ($1, 'customer ' || $2::bigint, 12.50, now())";
+
+const ENQUEUE: &str = "insert into aftercommit.outbox (id, task, kwargs, key) \
+                       values ($1::text::uuid, $2, $3::text::json, $4)";
 
 /// How a task gets to the worker.
 #[derive(Clone)]
@@ -46,20 +52,10 @@ struct Process {
 impl Process {
     async fn start(database: &Database, hand_over: &HandOver) -> Result<Process, Error> {
         let session = database.session("shop").await?;
-        let place = session
-            .client
-            .prepare("insert into shop.orders (id, customer) values ($1, $2)")
-            .await?;
+        let place = session.client.prepare(PLACE).await?;
         let enqueue = match hand_over {
             HandOver::Direct(_) | HandOver::OnCommit(_) => None,
-            HandOver::Outbox => Some(
-                session
-                    .client
-                    .prepare(
-                        "insert into aftercommit.outbox (task, kwargs, key) values ($1, $2::text::json, $3)",
-                    )
-                    .await?,
-            ),
+            HandOver::Outbox => Some(session.client.prepare(ENQUEUE).await?),
         };
         Ok(Process {
             session,
@@ -146,7 +142,7 @@ impl Application {
         // A dead process hands nothing over; what it had written down to do after COMMIT is gone with it.
         if let (HandOver::OnCommit(queue), End::Commit) = (&self.hand_over, plan.end) {
             for &order in &orders {
-                queue.put(order, order.to_string(), plan.key()).await;
+                queue.put(order, plan::task_id(order), plan.key()).await;
             }
         }
         self.report(Event::Committed { orders, asked }).await;
@@ -178,12 +174,17 @@ impl Office<'_> {
 
     async fn enqueue(&self, transaction: &Transaction<'_>, order: u64) -> Result<(), Error> {
         if let HandOver::Direct(queue) = self.hand_over {
-            queue.put(order, order.to_string(), self.plan.key()).await;
+            queue
+                .put(order, plan::task_id(order), self.plan.key())
+                .await;
         }
         if let Some(statement) = self.enqueue {
             let kwargs = format!(r#"{{"order_id": {order}}}"#);
             transaction
-                .execute(statement, &[&TASK, &kwargs, &self.plan.key()])
+                .execute(
+                    statement,
+                    &[&plan::task_id(order), &TASK, &kwargs, &self.plan.key()],
+                )
                 .await?;
         }
         Ok(())

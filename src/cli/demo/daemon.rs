@@ -62,9 +62,8 @@ impl<'a> Daemon<'a> {
         database: &Database,
         sink: &str,
     ) -> Result<Daemon<'a>, Error> {
-        let url = database.url("postgres");
         let text = format!(
-            "[postgres]\nurl = \"{url}\"\nslot = \"{SLOT}\"\n\n{sink}\n\n[[route]]\ntask = \"*\"\nsink = \"worker\"\n"
+            "[postgres]\nurl = \"${{DATABASE_URL}}\"\nslot = \"{SLOT}\"\n\n{sink}\n\n[[route]]\ntask = \"*\"\nsink = \"worker\"\n"
         );
         let daemon = Daemon {
             playground,
@@ -73,6 +72,7 @@ impl<'a> Daemon<'a> {
             log: playground.folder().join("aftercommit.log"),
         };
         let made = Command::from(playground.command(executable))
+            .env("DATABASE_URL", database.url("postgres"))
             .arg("init")
             .arg("-c")
             .arg(&daemon.config)
@@ -87,11 +87,11 @@ impl<'a> Daemon<'a> {
                 said: tail(&String::from_utf8_lossy(&made.stderr)),
             });
         }
-        database.allow_enqueue().await?;
+        database.grant().await?;
         Ok(daemon)
     }
 
-    fn spawn(&self) -> Result<Child, Error> {
+    fn spawn(&self, database: &Database) -> Result<Child, Error> {
         let failed = |source| Error::start("aftercommit run", source);
         let log = OpenOptions::new()
             .create(true)
@@ -100,6 +100,7 @@ impl<'a> Daemon<'a> {
             .map_err(failed)?;
         let mut command = self.playground.command(self.executable);
         command
+            .env("DATABASE_URL", database.url("aftercommit"))
             .arg("run")
             .arg("-c")
             .arg(&self.config)
@@ -127,7 +128,7 @@ impl<'a> Daemon<'a> {
         mut orders: mpsc::Receiver<Order>,
         ready: oneshot::Sender<()>,
     ) -> Result<(), Error> {
-        let mut child = self.spawn()?;
+        let mut child = self.spawn(database)?;
         self.wait_until_it_reads(database, &mut child).await?;
         let _ = ready.send(());
         loop {
@@ -161,7 +162,7 @@ impl<'a> Daemon<'a> {
                 Order::Stop | Order::Kill => return Err(self.ended(status)),
             }
             let _ = events.send(Event::Killed { at: clock.now() }).await;
-            child = self.spawn()?;
+            child = self.spawn(database)?;
         }
     }
 
@@ -189,7 +190,7 @@ async fn pass_on(queue: &Queue, line: Line) {
 }
 
 /// SIGTERM by the shell's own `kill`, which every machine has.
-async fn terminate(child: &Child) -> Result<(), Error> {
+pub(super) async fn terminate(child: &Child) -> Result<(), Error> {
     let Some(pid) = child.id() else { return Ok(()) };
     Command::new("/bin/sh")
         .args(["-c", "kill -TERM \"$1\"", "sh", &pid.to_string()])
@@ -237,7 +238,7 @@ mod tests {
     #[test]
     fn a_line_of_the_sink_is_read() {
         let line: Line = serde_json::from_str(
-            r#"{"id":"5b1d","task":"shop.send_receipt","args":null,"kwargs":{"order_id": 42},"key":"customer-7"}"#,
+            r#"{"id":"5b1d","task":"orders.tasks.send_receipt","args":null,"kwargs":{"order_id": 42},"key":"customer-7"}"#,
         )
         .unwrap();
         assert_eq!((line.kwargs.order_id, line.id.as_str()), (42, "5b1d"));

@@ -6,7 +6,9 @@
 
 mod act;
 mod application;
+mod celery;
 mod daemon;
+mod error;
 mod ledger;
 mod plan;
 mod playground;
@@ -18,13 +20,15 @@ mod worker;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::act::{Way, play};
+use self::celery::{Celery, Project};
 use self::daemon::Daemon;
+use self::error::Error;
 use self::playground::Playground;
 use self::screen::{Paint, Screen};
 use self::table::{Column, Tone};
@@ -41,6 +45,15 @@ pub struct Args {
     /// Keep the temporary folder, with the configuration and the logs; its processes are stopped all the same.
     #[arg(long)]
     pub keep: bool,
+    /// Play the third act with a real Redis and a real Celery worker of a Django project.
+    #[arg(long)]
+    pub celery: bool,
+    /// The Django project.
+    #[arg(long, requires = "celery", default_value = "examples/django")]
+    pub project: PathBuf,
+    /// The Python that has Django and Celery; scripts/python-env.sh makes it.
+    #[arg(long, requires = "celery", default_value = "target/python/bin/python")]
+    pub python: PathBuf,
 }
 
 /// Runs the demo with this very executable as its daemon.
@@ -119,7 +132,16 @@ async fn show(
 ) -> Result<bool, Error> {
     let length = Duration::from_secs(args.seconds);
     let plan = plan::transactions(args.seed, length);
+    let project = match args.celery {
+        true => Some(Project::find(&args.project, &args.python)?),
+        false => None,
+    };
     let database = postgres::start(playground, programs).await?;
+    match &project {
+        Some(project) => project.migrate(playground, &database).await?,
+        None => database.make_tables().await?,
+    }
+    database.make_user().await?;
     for line in introduction(first_word(&database.version().await?)) {
         screen.say(&line).await;
     }
@@ -141,9 +163,20 @@ async fn show(
         "3 of 3  outbox: a row in the transaction, aftercommit does the rest",
     )
     .await;
-    let sink = "[sink.stdout.worker]";
-    let daemon = Daemon::install(playground, executable, &database, sink).await?;
-    let outbox = play(Way::Outbox(&daemon), &database, &plan, length, screen).await?;
+    let mut celery = match &project {
+        Some(project) => {
+            screen.say("  (a real Redis and a real Celery worker of the Django project in examples/django)").await;
+            Some(Celery::start(playground, project, &database).await?)
+        }
+        None => None,
+    };
+    let sink = match &celery {
+        Some(celery) => celery.sink(),
+        None => "[sink.stdout.worker]".to_owned(),
+    };
+    let daemon = Daemon::install(playground, executable, &database, &sink).await?;
+    let way = Way::Outbox(&daemon, celery.as_mut());
+    let outbox = play(way, &database, &plan, length, screen).await?;
 
     let kept = table::kept(&outbox);
     let meaning = table::meaning(&direct, &on_commit, &outbox);
@@ -170,13 +203,18 @@ async fn show(
         let line = row.padded_label() + &cells.collect::<String>();
         screen.say(&line).await;
     }
+    let arrival = match celery {
+        Some(_) => "on_commit: in the worker's queue; outbox: received by the Celery worker",
+        None => "the task being in the worker's queue",
+    };
     let notes = [
-        "  (COMMIT to dispatch: from COMMIT being sent to the task in the worker's queue;",
-        "  in the outbox's column without the tasks that waited for the killed daemon.)",
-        "",
+        "  (COMMIT to dispatch: from COMMIT being sent to".to_owned(),
+        format!("  {arrival};"),
+        "  the outbox's without those tasks that waited for the killed daemon.)".to_owned(),
+        String::new(),
     ];
     for note in notes {
-        screen.say(&screen.paint(Paint::Dim, note)).await;
+        screen.say(&screen.paint(Paint::Dim, &note)).await;
     }
     for line in meaning {
         screen.say(&line).await;
@@ -234,73 +272,5 @@ impl Signals {
             _ = self.interrupt.recv() => 2,
             _ = self.terminate.recv() => 15,
         }
-    }
-}
-
-/// Why there is no closing table.
-#[derive(Debug, thiserror::Error)]
-enum Error {
-    #[error(
-        "PostgreSQL is not installed: no initdb and postgres in /usr/lib/postgresql/*/bin, in what pg_config --bindir \
-         says, or in PATH. On Debian and Ubuntu: apt-get install postgresql"
-    )]
-    NoPostgres,
-    #[error("the PostgreSQL in {} is older than 14, the oldest that has what aftercommit needs; install a newer one", .0.display())]
-    OldPostgres(PathBuf),
-    #[error(
-        "PostgreSQL refuses to run as root, and there is neither a user postgres nor nobody; run the demo as another user"
-    )]
-    NoUser,
-    #[error("cannot {what} {}: {source}; TMPDIR names another place", place.display())]
-    Folder {
-        what: &'static str,
-        place: PathBuf,
-        source: io::Error,
-    },
-    #[error("cannot start {program}: {source}")]
-    Start {
-        program: &'static str,
-        source: io::Error,
-    },
-    #[error("{program} ended with {status}, and said:\n{said}")]
-    Program {
-        program: &'static str,
-        status: ExitStatus,
-        said: String,
-    },
-    #[error("the demo's database: {}", database_words(.0))]
-    Database(#[from] tokio_postgres::Error),
-    #[error("the daemon's standard output: {0}")]
-    Pipe(#[source] io::Error),
-    #[error("the daemon wrote a line that is not a task: {0}")]
-    Line(#[source] serde_json::Error),
-    #[error("the daemon did not read from its slot within {} s; --keep keeps its log", .0.as_secs())]
-    DaemonDoesNotRead(Duration),
-    #[error("the daemon did not end within {} s of SIGTERM; --keep keeps its log", .0.as_secs())]
-    DaemonStays(Duration),
-    #[error("a part of the demo failed: {0}")]
-    Task(#[source] tokio::task::JoinError),
-    #[error("cannot listen for signals: {0}")]
-    Listen(#[source] io::Error),
-    #[error("ended by signal {0}")]
-    Signal(u8),
-    #[error("standard output is closed")]
-    OutputClosed,
-}
-
-impl Error {
-    fn start(program: &'static str, source: io::Error) -> Error {
-        Error::Start { program, source }
-    }
-
-    fn pipe(source: io::Error) -> Error {
-        Error::Pipe(source)
-    }
-}
-
-fn database_words(error: &tokio_postgres::Error) -> String {
-    match error.as_db_error() {
-        Some(refusal) => format!("{} ({})", refusal.message(), refusal.code().code()),
-        None => error.to_string(),
     }
 }

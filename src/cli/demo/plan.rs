@@ -62,6 +62,18 @@ impl Transaction {
     }
 }
 
+/// The id of the task about an order, a UUID, which has the order in it: a worker's log names ids only.
+pub(super) fn task_id(order: u64) -> String {
+    format!("{TASK_IDS}{:012x}", order & 0xffff_ffff_ffff)
+}
+
+/// The order that is in a task's id.
+pub(super) fn order_of(id: &str) -> Option<u64> {
+    u64::from_str_radix(id.strip_prefix(TASK_IDS)?, 16).ok()
+}
+
+const TASK_IDS: &str = "00000000-0000-4000-8000-";
+
 /// The transactions of an act that lasts so long, in the order in which they are due.
 pub(super) fn transactions(seed: u64, length: Duration) -> Vec<Transaction> {
     let mut random = fastrand::Rng::with_seed(seed);
@@ -99,6 +111,17 @@ mod tests {
         let length = Duration::from_secs(3);
         assert_eq!(transactions(7, length), transactions(7, length));
         assert_ne!(transactions(7, length), transactions(8, length));
+    }
+
+    #[test]
+    fn an_id_is_a_uuid_and_leads_back_to_its_order() {
+        for order in [0, 42, 0xffff_ffff_ffff] {
+            let id = task_id(order);
+            assert_eq!(uuid::Uuid::parse_str(&id).unwrap().to_string(), id);
+            assert_eq!(order_of(&id), Some(order));
+        }
+        assert_eq!(order_of("5f0c3a52-0000-4000-8000-000000000001"), None);
+        assert_eq!(order_of("not an id"), None);
     }
 
     #[test]

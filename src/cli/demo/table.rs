@@ -138,7 +138,7 @@ pub(super) fn meaning(direct: &Counts, on_commit: &Counts, outbox: &Counts) -> V
         "  {} came twice, under the same id: the id is what a task deduplicates by.",
         outbox.twice - outbox.other_id
     ));
-    if outbox.out_of_order == 0 {
+    if outbox.keys > 0 && outbox.out_of_order == 0 {
         lines.push(format!(
             "  Order within each of the {} keys was the order of their commits.",
             outbox.keys

@@ -66,7 +66,7 @@ async fn work(
 ) -> Result<(), Error> {
     let look = session
         .client
-        .prepare("select customer from shop.orders where id = $1")
+        .prepare("select customer from orders_order where id = $1")
         .await?;
     while let Some(order) = tasks.recv().await {
         let row = session
