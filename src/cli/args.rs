@@ -1,12 +1,13 @@
 //! The arguments.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
+use super::demo;
+use crate::intake::Until;
 use crate::pg::Lsn;
 
 const AFTER_HELP: &str = "\
@@ -50,7 +51,7 @@ pub(super) enum Command {
     /// Check the configuration, without connecting to anything
     Check,
     /// Show the problem and the cure, on a private Postgres
-    Demo,
+    Demo(demo::Args),
     /// Print the completions for a shell
     Completions {
         /// The shell
@@ -62,7 +63,7 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
     /// Stop when everything up to here is settled: an LSN such as 16/B374D848, or `now`
-    #[arg(long, value_name = "LSN|now")]
+    #[arg(long, value_name = "LSN|now", value_parser = until)]
     pub(super) until: Option<Until>,
 }
 
@@ -79,26 +80,13 @@ impl Args {
     }
 }
 
-/// Where a run ends.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Until {
-    /// At the end of the write-ahead log as it is when the run starts.
-    Now,
-    /// At this position.
-    Lsn(Lsn),
-}
-
-impl FromStr for Until {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Until, String> {
-        match text {
-            "now" => Ok(Until::Now),
-            _ => text
-                .parse()
-                .map(Until::Lsn)
-                .map_err(|error| format!("{error}, or is `now`")),
-        }
+fn until(text: &str) -> Result<Until, String> {
+    match text {
+        "now" => Ok(Until::Now),
+        _ => text
+            .parse::<Lsn>()
+            .map(Until::Lsn)
+            .map_err(|error| format!("{error}, or is `now`")),
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::replication::Stop;
+
 /// How a process of ours ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -18,6 +20,16 @@ pub enum Code {
     Temporary = 75,
     /// The configuration is wrong (`EX_CONFIG` of sysexits).
     Config = 78,
+}
+
+impl From<Stop> for Code {
+    fn from(stop: Stop) -> Code {
+        match stop {
+            Stop::SlotLost | Stop::PublicationLost => Code::Lost,
+            Stop::Configuration => Code::Config,
+            Stop::Runtime => Code::Runtime,
+        }
+    }
 }
 
 impl From<Code> for ExitCode {

@@ -3,7 +3,7 @@
 mod args;
 mod check;
 mod completions;
-mod demo;
+pub mod demo;
 pub mod exit;
 mod init;
 mod output;
@@ -19,45 +19,38 @@ use crate::config::{self, Config};
 use args::{Args, Command};
 use exit::Code;
 
-pub use args::Until;
-
-pub mod demo;
-
 /// Parses the arguments, runs the command, and returns the process's exit code.
 pub fn main() -> ExitCode {
-    let code = match Args::try_parse().and_then(Args::checked) {
-        Ok(args) => match execute(args) {
-            Ok(()) => Code::Clean,
-            Err(failure) => {
-                output::complain(&failure.message);
-                failure.code
-            }
-        },
+    match Args::try_parse().and_then(Args::checked) {
+        Ok(args) => execute(args).unwrap_or_else(|failure| {
+            output::complain(&failure.message);
+            failure.code.into()
+        }),
         Err(told) => {
             // Help and version come this way too, with a code of 0. A closed pipe is nobody's failure.
             let _ = told.print();
             match told.exit_code() {
-                0 => Code::Clean,
-                _ => Code::Usage,
+                0 => Code::Clean.into(),
+                _ => Code::Usage.into(),
             }
         }
-    };
-    code.into()
+    }
 }
 
-fn execute(args: Args) -> Result<(), Failure> {
+fn execute(args: Args) -> Result<ExitCode, Failure> {
     let config = args.config;
     match args.command {
-        None => run::execute(load(config)?, args.run.until),
-        Some(Command::Run(run)) => run::execute(load(config)?, run.until),
-        Some(Command::Init { print }) => init::execute(&load(config)?, print),
+        None => run::execute(&load(config)?, args.run.until)?,
+        Some(Command::Run(run)) => run::execute(&load(config)?, run.until)?,
+        Some(Command::Init { print }) => init::execute(&load(config)?, print)?,
         Some(Command::Check) => {
             let path = required(config)?;
-            check::execute(&path, &read(&path)?)
+            check::execute(&path, &read(&path)?)?;
         }
-        Some(Command::Demo) => demo::execute(),
-        Some(Command::Completions { shell }) => completions::execute(shell),
+        Some(Command::Demo(demo)) => return Ok(demo::run(demo)),
+        Some(Command::Completions { shell }) => completions::execute(shell)?,
     }
+    Ok(Code::Clean.into())
 }
 
 /// Why a command ended early: what the operator reads, and the code that the process returns.

@@ -30,17 +30,6 @@ pub enum Stop {
     Runtime,
 }
 
-impl Stop {
-    /// The process's exit code.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Stop::SlotLost | Stop::PublicationLost => 3,
-            Stop::Configuration => 78,
-            Stop::Runtime => 1,
-        }
-    }
-}
-
 type Verdict = (Policy, Option<Cow<'static, str>>);
 
 impl Error {
@@ -459,16 +448,5 @@ mod tests {
         ] {
             assert_eq!(error.policy(), policy, "{error}");
         }
-    }
-
-    #[test]
-    fn each_class_has_its_exit_code() {
-        let codes = [
-            Stop::SlotLost,
-            Stop::PublicationLost,
-            Stop::Configuration,
-            Stop::Runtime,
-        ];
-        assert_eq!(codes.map(Stop::exit_code), [3, 3, 78, 1]);
     }
 }

@@ -1,9 +1,9 @@
 //! Integration tests: real servers, started by `support`.
 
+mod demo;
+mod private_postgres;
+mod properties;
 mod scenarios;
 mod support;
-mod private_postgres;
 mod tls;
 mod walsender;
-mod properties;
-mod demo;
