@@ -174,6 +174,11 @@ async fn a_session_is_opened_or_refused_with_the_remedy() {
             &["nonsense"],
         ),
         (
+            tcp("relay:tops3cret", "app?options=-c%20work_mem=much"),
+            CONFIGURATION,
+            &["22023", "work_mem", "much"],
+        ),
+        (
             "postgres://relay:tops3cret@127.0.0.1:1/app".to_owned(),
             Policy::Reconnect,
             &["127.0.0.1:1", "refused"],
