@@ -7,3 +7,7 @@ mod scenarios;
 mod support;
 mod tls;
 mod walsender;
+mod celery_messages;
+mod celery_redis;
+mod conformance;
+mod redis_server;

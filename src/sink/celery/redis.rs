@@ -334,14 +334,14 @@ async fn send(connection: &mut Connection, groups: &[Group]) -> Result<Sent, Tro
         {
             Ok(applied(groups, &pushed))
         }
-        (Some(Reply::Simple(_)), Some(Reply::Error(aborted))) => Ok(refused(
-            groups,
-            replies.get(1..).unwrap_or_default(),
-        )
-        .unwrap_or(Sent::Outage(Cause::new(format!(
-            "Redis refuses the transaction: {}",
-            shown(aborted.code.as_bytes())
-        ))))),
+        (Some(Reply::Simple(_)), Some(Reply::Error(aborted))) => {
+            let queued = replies.get(1..).unwrap_or_default();
+            match refused(groups, queued) {
+                Some(sent) => Ok(sent),
+                // No command of ours was refused, but EXEC itself.
+                None => Err(Trouble::Refused(aborted)),
+            }
+        }
         (Some(Reply::Error(refusal)), _) => Err(Trouble::Refused(refusal.clone())),
         _ => Err(Trouble::NotRedis),
     }
