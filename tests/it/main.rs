@@ -11,3 +11,8 @@ mod celery_messages;
 mod celery_redis;
 mod conformance;
 mod redis_server;
+mod cli;
+mod config;
+mod config_errors;
+mod config_generated;
+mod example;
