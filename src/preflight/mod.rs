@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Error};
 use crate::control::TableName;
 
 pub use facts::{Column, Facts, Membership, Publication, Role, Slot, Table, facts};
-pub use judge::{drift, judge};
+pub use judge::{drift, judge, judge_ground, judge_table};
 pub use standby::check_walsender;
 
 /// What the daemon is configured for.

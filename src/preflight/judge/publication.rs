@@ -105,11 +105,7 @@ fn table_in(publication: &Publication, table: &Table, expected: &Expectation) ->
 }
 
 /// A row filter or a column list.
-fn parts_of(
-    member: &Membership,
-    table: &Table,
-    expected: &Expectation,
-) -> Vec<Finding> {
+fn parts_of(member: &Membership, table: &Table, expected: &Expectation) -> Vec<Finding> {
     let name = ident(&expected.publication);
     let quoted = expected.table.quoted();
     let mend = |finding: Finding| {
