@@ -83,8 +83,8 @@ pub fn parse_backoff(text: &str) -> Result<BackoffRange, String> {
     };
     let (min, max) = text.split_once("..").ok_or_else(form)?;
     let range = BackoffRange {
-        min: parse_duration(min)?,
-        max: parse_duration(max)?,
+        min: parse_duration(min).map_err(|_| form())?,
+        max: parse_duration(max).map_err(|_| form())?,
     };
     if range.min.is_zero() || range.min > range.max {
         return Err(form());
@@ -125,5 +125,82 @@ pub fn size<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
 impl<'de> Deserialize<'de> for BackoffRange {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<BackoffRange, D::Error> {
         d.deserialize_str(FromText(parse_backoff, "a range such as \"1s..10m\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_durations() {
+        for (text, ms) in [
+            ("0s", 0),
+            ("250ms", 250),
+            ("5s", 5_000),
+            ("10m", 600_000),
+            ("2h", 7_200_000),
+            ("1d", 86_400_000),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)));
+        }
+        for bad in [
+            "",
+            "s",
+            "5",
+            "5 s",
+            "-5s",
+            "1.5s",
+            "5sec",
+            "5S",
+            "99999999999999999999s",
+            "18446744073709551615d",
+            "５s",
+        ] {
+            assert!(parse_duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn reads_sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("512", 512),
+            ("512B", 512),
+            ("64KiB", 65_536),
+            ("64MiB", 67_108_864),
+            ("1GiB", 1_073_741_824),
+            ("500kB", 500_000),
+            ("64MB", 64_000_000),
+            ("1GB", 1_000_000_000),
+        ] {
+            assert_eq!(parse_size(text), Ok(bytes));
+        }
+        for bad in [
+            "",
+            "MiB",
+            "64 MiB",
+            "64mib",
+            "64M",
+            "-1",
+            "99999999999999999GiB",
+        ] {
+            assert!(parse_size(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn reads_backoff_ranges() {
+        let range = BackoffRange {
+            min: Duration::from_secs(1),
+            max: Duration::from_secs(600),
+        };
+        assert_eq!(parse_backoff("1s..10m"), Ok(range));
+        for bad in [
+            "", "1s", "..", "1s..", "1s...10m", "10m..1s", "0s..1s", "1s .. 2s",
+        ] {
+            let why = parse_backoff(bad).expect_err(bad);
+            assert!(why.contains("is not a backoff"), "{why}");
+        }
     }
 }

@@ -1,1 +1,45 @@
-//! (room)
+//! Floor 3, pure: how a task becomes a broker's bytes.
+//!
+//! Nothing here sees a socket, a clock or randomness: the time and the delivery tag are passed in. JSON columns are
+//! spliced as Postgres sent them, never parsed into values: an integer of any size and the order of keys survive.
+
+pub mod celery;
+pub mod json;
+pub mod kombu;
+mod options;
+mod ready;
+mod time;
+
+use std::borrow::Cow;
+use std::fmt;
+
+pub(crate) use ready::decode_bytea;
+pub(crate) use time::{Moment, parse_postgres, write_iso};
+
+/// Why a task cannot become a message, in words that name the column and the remedy. Never holds a payload.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Unfit(Cow<'static, str>);
+
+impl Unfit {
+    /// A reason in words.
+    pub fn new(words: impl Into<Cow<'static, str>>) -> Unfit {
+        Unfit(words.into())
+    }
+
+    /// The reason.
+    pub fn into_words(self) -> Cow<'static, str> {
+        self.0
+    }
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}

@@ -8,13 +8,15 @@ use serde::Deserialize;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// The outbox table, with its schema.
+    /// The outbox table, as SQL writes it: `schema.name`, in double quotes where it has to be. Without a schema: `public`.
     pub table: String,
     /// What happens to a settled row.
     pub retention: Retention,
-    /// A map of columns that we ship.
+    /// A map of columns that we ship. It is the whole map: a field that is not in it has no column, unless `columns`
+    /// gives it one.
     pub preset: Option<Preset>,
     /// Field of the task to column of the table, for what differs from the preset, or from the field's own name.
+    /// Exactly as the table has it; `""` says that the table has no column for the field.
     pub columns: BTreeMap<String, String>,
 }
 

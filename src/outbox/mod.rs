@@ -1,7 +1,13 @@
 //! Floor 2, pure: from decoded frames to tasks.
 
+pub mod assembler;
+pub mod columns;
 pub mod config;
+pub mod table;
 pub mod task;
 
+pub use assembler::{AssembleError, Assembler, Event};
+pub use columns::{Columns, ColumnsError, Layout, LayoutError};
 pub use config::Config;
+pub use table::{ParseTableNameError, TableName};
 pub use task::{Field, Position, Spans, Task};

@@ -40,6 +40,12 @@ impl ConfirmedLsn {
         ConfirmedLsn(lsn)
     }
 
+    /// This position, or `bound` if that is lower: below it everything is settled too. `bound` has to be the end of a
+    /// transaction, or a keepalive's WAL end.
+    pub fn at_most(self, bound: Lsn) -> ConfirmedLsn {
+        ConfirmedLsn(self.0.min(bound))
+    }
+
     /// The position itself.
     pub fn lsn(self) -> Lsn {
         self.0

@@ -15,6 +15,9 @@ pub struct Config {
     pub url_file: Option<PathBuf>,
     /// A file that holds the password, where the URL has none.
     pub password_file: Option<PathBuf>,
+    /// What `password_file` holds; read when the configuration is loaded.
+    #[serde(skip)]
+    pub password: Option<SecretString>,
     /// The logical replication slot.
     #[serde(default = "default_name")]
     pub slot: String,

@@ -1,5 +1,32 @@
 //! Floor 1: the walsender connection.
+//!
+//! From a URL to a server that is ready to stream: [`target`] reads the URL, `socket` and `tls` reach the server,
+//! `startup` and `auth` get in, and [`Walsender`] says START_REPLICATION. [`connect_sql`] opens a plain SQL session
+//! by the same rules. [`error`] keeps what went wrong, and `policy` decides what to do about it.
 
+mod auth;
 pub mod config;
+mod conninfo;
+pub mod error;
+mod keywords;
+pub mod message;
+mod policy;
+mod session;
+mod socket;
+mod sql;
+mod startup;
+pub mod stream;
+pub mod target;
+mod tls;
+mod verifier;
+mod walsender;
 
 pub use config::Config;
+pub use error::{Error, Place, refuse_notice};
+pub use message::ServerMessage;
+pub use policy::{Policy, Stop};
+pub use socket::Socket;
+pub use sql::{connect_sql, open_sql};
+pub use startup::WAL_SENDER_TIMEOUT;
+pub use target::Target;
+pub use walsender::{CopyBoth, SystemIdentity, Walsender};

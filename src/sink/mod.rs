@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
@@ -83,4 +84,30 @@ pub struct Tables {
     pub null: BTreeMap<String, null::Config>,
     /// `[sink.stdout.<name>]`
     pub stdout: BTreeMap<String, stdout::Config>,
+}
+
+/// A sink's name in the configuration, and its client.
+pub type Named = (Arc<str>, Box<dyn Sink>);
+
+impl Tables {
+    /// A client of each sink; it connects when it is first used.
+    ///
+    /// # Errors
+    /// The key that makes no sense, and why.
+    pub fn open(&self) -> Result<Vec<Named>, String> {
+        let mut sinks: Vec<Named> = Vec::new();
+        for (name, config) in &self.celery {
+            let sink = config
+                .open()
+                .map_err(|invalid| format!("[sink.celery.{name}] {invalid}"))?;
+            sinks.push((name.as_str().into(), Box::new(sink)));
+        }
+        for (name, config) in &self.null {
+            sinks.push((name.as_str().into(), Box::new(config.open())));
+        }
+        for (name, config) in &self.stdout {
+            sinks.push((name.as_str().into(), Box::new(config.open())));
+        }
+        Ok(sinks)
+    }
 }

@@ -1,8 +1,206 @@
 //! One JSON object a line on standard output.
+//!
+//! - **Delivered** means: written to the pipe, file or terminal, and flushed. What reads it may still lose it.
+//! - **Repeats** are not dropped; the same task carries the same `id`.
+//! - **Order**: that of the batches.
+//! - A batch that is dropped midway, or takes too long, leaves no torn line: what was begun is finished before the next.
+//!
+//! Fields that are NULL are left out. JSON columns are spliced unparsed; line breaks between their tokens become spaces.
+//! A JSON column that holds no JSON would tear the format and is rejected.
+
+use std::io;
+use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::io::{AsyncWrite, AsyncWriteExt as _, Stdout as Handle};
+use tokio::time::timeout;
+
+use super::{Cause, Delivery, Outage, Outcome, Sink};
+use crate::envelope::json::{self, Dialect, Kind};
+use crate::envelope::{Moment, Unfit, decode_bytea, kombu, parse_postgres, write_iso};
+use crate::outbox::{Field, Task};
+
+/// A reader that takes nothing for so long counts as away.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// A buffer that has grown beyond this is given back after its batch.
+const BUFFER_KEPT: usize = 4 << 20;
 
 /// `[sink.stdout.<name>]`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {}
+
+impl Config {
+    /// Makes the sink, on this process's standard output.
+    pub fn open(&self) -> Stdout<Handle> {
+        Stdout::new(tokio::io::stdout())
+    }
+}
+
+/// Writes tasks as lines to `W`.
+pub struct Stdout<W> {
+    writer: W,
+    /// Lines, of which the first `written` bytes have been taken by the writer.
+    lines: Vec<u8>,
+    written: usize,
+}
+
+impl<W: AsyncWrite + Send + Unpin> Stdout<W> {
+    /// Writes to `writer`.
+    pub fn new(writer: W) -> Stdout<W> {
+        Stdout {
+            writer,
+            lines: Vec::new(),
+            written: 0,
+        }
+    }
+
+    /// Writes what is left of the lines. Cancel-safe: `written` counts what the writer has taken.
+    async fn write_out(&mut self) -> io::Result<()> {
+        while let Some(rest) = self
+            .lines
+            .get(self.written..)
+            .filter(|rest| !rest.is_empty())
+        {
+            match self.writer.write(rest).await {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) => self.written += taken,
+                Err(e) => {
+                    // Whatever was torn, its reader is gone.
+                    self.lines.clear();
+                    self.written = 0;
+                    return Err(e);
+                }
+            }
+        }
+        self.writer.flush().await?;
+        self.lines.clear();
+        self.lines.shrink_to(BUFFER_KEPT);
+        self.written = 0;
+        Ok(())
+    }
+}
+
+impl<W: AsyncWrite + Send + Unpin> Sink for Stdout<W> {
+    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
+        Box::pin(async move {
+            // Of an earlier batch that was dropped midway, only the line that was begun is still owed.
+            let owed =
+                match self.written {
+                    0 => 0,
+                    written => self.lines.get(written..).map_or(0, |rest| {
+                        match self.lines.get(written - 1) {
+                            Some(b'\n') => 0,
+                            _ => memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1),
+                        }
+                    }),
+                };
+            self.lines.truncate(self.written + owed);
+            self.lines.drain(..self.written);
+            self.written = 0;
+            let mut stopped: Vec<&[u8]> = Vec::new();
+            let outcomes = batch
+                .iter()
+                .map(|task| {
+                    if task.key().is_some_and(|key| stopped.contains(&key)) {
+                        return Outcome::Retry(Cause::new(
+                            "an earlier task of its key was not delivered",
+                        ));
+                    }
+                    let start = self.lines.len();
+                    match write_line(&mut self.lines, task) {
+                        Ok(()) => Outcome::Delivered,
+                        Err(unfit) => {
+                            self.lines.truncate(start);
+                            stopped.extend(task.key());
+                            Outcome::Reject(Cause::new(unfit.into_words()))
+                        }
+                    }
+                })
+                .collect();
+            match timeout(TIMEOUT, self.write_out()).await {
+                Ok(Ok(())) => Ok(outcomes),
+                Ok(Err(e)) => Err(Outage(Cause::new(format!(
+                    "standard output cannot be written to: {e}"
+                )))),
+                Err(_) => Err(Outage(Cause::new(format!(
+                    "standard output was not read for {TIMEOUT:?}"
+                )))),
+            }
+        })
+    }
+}
+
+fn write_line(out: &mut Vec<u8>, task: &Task) -> Result<(), Unfit> {
+    out.push(b'{');
+    for field in Field::ALL {
+        let (Some(bytes), Some(text)) = (task.get(field), task.text(field)) else {
+            continue;
+        };
+        json::write_string(out, field.name());
+        out.push(b':');
+        match field {
+            Field::Args => splice(out, field, bytes, Some(Kind::Array))?,
+            Field::Kwargs | Field::Headers | Field::Options => {
+                splice(out, field, bytes, Some(Kind::Object))?
+            }
+            Field::Payload => splice(out, field, bytes, None)?,
+            Field::Body => {
+                let body = decode_bytea(bytes).ok_or(Unfit::new(
+                    "body must be a bytea column (in hexadecimal form)",
+                ))?;
+                out.push(b'"');
+                kombu::write_base64(out, &body);
+                out.push(b'"');
+            }
+            Field::Priority => match text.parse::<i64>() {
+                Ok(_) => out.extend_from_slice(bytes),
+                Err(_) => return Err(Unfit::new("priority must be a whole number")),
+            },
+            Field::RunAt | Field::ExpiresAt => write_moment(out, text),
+            Field::Id | Field::Task | Field::Key | Field::Queue => json::write_string(out, text),
+        }
+        out.push(b',');
+    }
+    let (position, committed_at) = (task.position, task.committed_at);
+    let mut time = Vec::with_capacity(32);
+    write_iso(&mut time, committed_at);
+    json::write_string(out, "lsn");
+    out.push(b':');
+    json::write_string(out, &position.commit_lsn.to_string());
+    out.extend_from_slice(
+        format!(",\"ordinal\":{},\"committed_at\":", position.ordinal).as_bytes(),
+    );
+    json::write_string(out, std::str::from_utf8(&time).unwrap_or_default());
+    out.extend_from_slice(b"}\n");
+    Ok(())
+}
+
+fn splice(
+    out: &mut Vec<u8>,
+    field: Field,
+    text: &[u8],
+    expected: Option<Kind>,
+) -> Result<(), Unfit> {
+    let found = json::kind(text);
+    let expected = match (expected, found) {
+        (_, Some(Kind::Null)) => Kind::Null,
+        (Some(expected), _) => expected,
+        (None, found) => found.unwrap_or(Kind::Object),
+    };
+    json::check(text, expected, Dialect::Strict)
+        .map_err(|defect| Unfit::new(format!("{} {defect}", field.name())))?;
+    json::write_on_one_line(out, text);
+    Ok(())
+}
+
+/// In the form of ISO 8601 where there is one, else as Postgres wrote it: `infinity`, years BC.
+fn write_moment(out: &mut Vec<u8>, text: &str) {
+    let mut iso = Vec::with_capacity(32);
+    match parse_postgres(text) {
+        Some(Moment::At(at)) if write_iso(&mut iso, at) => {
+            json::write_string(out, std::str::from_utf8(&iso).unwrap_or_default());
+        }
+        _ => json::write_string(out, text),
+    }
+}

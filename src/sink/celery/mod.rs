@@ -1,10 +1,36 @@
 //! Celery workers, over the broker that they already use.
+//!
+//! - **Delivered** means: Redis has answered the EXEC of the batch's MULTI, and each message stands in its list. With
+//!   Redis's default settings it is then in memory only; see below.
+//! - **A batch is applied whole or not at all**: one MULTI, with one LPUSH per list. Tasks that are unfit are rejected
+//!   before, and are not part of it.
+//! - **Repeats**: nothing on the broker's side drops a message that is sent again. It carries the same task id, and a
+//!   delivery tag of its own.
+//! - **Order**: tasks of one list stay in the order of the batches. Several workers, priorities, and tasks with an eta
+//!   break it beyond the broker, as they do for every producer. When a request times out, Redis may still have it, and
+//!   may apply it after the same batch has been sent again: late repeats, never a change in the order of the first ones.
+//! - **What the broker can lose**: all that was pushed since its last save, when it crashes without `appendonly yes` and
+//!   `appendfsync always`; whole lists under `maxmemory-policy allkeys-*`; writes that a replica had not yet got, at a
+//!   failover; a message whose worker dies, until the worker's visibility timeout has passed.
+//!
+//! Named exchanges are resolved as kombu does: by the sets `_kombu.binding.<exchange>`, which workers keep. Without a
+//! bound queue the task is retried, not rejected: the binding comes with the first worker, or with the next deployment.
+
+mod connection;
+mod outcome;
+mod redis;
+mod resp;
+mod tls;
+pub mod url;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+
+pub use self::redis::Redis;
+use crate::envelope::celery::MAX_PRIORITY;
 
 /// `[sink.celery.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -48,4 +74,98 @@ fn default_sep() -> String {
 
 fn default_timeout() -> Duration {
     Duration::from_secs(10)
+}
+
+/// A setting that does not do: which one, and why.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{key} {words}")]
+pub struct Invalid {
+    /// The key in `[sink.celery.<name>]`.
+    pub key: &'static str,
+    /// What is wrong with it; begins with a verb.
+    pub words: String,
+}
+
+impl Invalid {
+    fn new(key: &'static str, words: impl Into<String>) -> Invalid {
+        Invalid {
+            key,
+            words: words.into(),
+        }
+    }
+}
+
+impl Config {
+    /// Checks what can be checked without the broker and without a file.
+    ///
+    /// # Errors
+    /// The first setting that does not do.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        match (&self.broker_url, &self.broker_url_file) {
+            (Some(url), None) => drop(parse("broker_url", url.expose_secret())?),
+            (None, Some(_)) => {}
+            (None, None) => {
+                return Err(Invalid::new(
+                    "broker_url",
+                    "is missing: give the Celery application's, or broker_url_file",
+                ));
+            }
+            (Some(_), Some(_)) => {
+                return Err(Invalid::new(
+                    "broker_url_file",
+                    "and broker_url exclude each other",
+                ));
+            }
+        }
+        if self.queue.is_empty() {
+            return Err(Invalid::new("queue", "must not be empty"));
+        }
+        if self.sep.is_empty() {
+            return Err(Invalid::new("sep", "must not be empty"));
+        }
+        let ascending = self
+            .priority_steps
+            .windows(2)
+            .all(|pair| pair.first() < pair.last());
+        if !ascending
+            || self.priority_steps.first() != Some(&0)
+            || self.priority_steps.iter().any(|step| *step > MAX_PRIORITY)
+        {
+            return Err(Invalid::new(
+                "priority_steps",
+                "must ascend from 0, up to 9 at most: [0, 3, 6, 9]",
+            ));
+        }
+        if self.timeout.is_zero() {
+            return Err(Invalid::new("timeout", "must be longer than nothing"));
+        }
+        Ok(())
+    }
+
+    /// Makes the sink; reads the files that the settings name. Connects when it is first used.
+    ///
+    /// # Errors
+    /// The first setting that does not do.
+    pub fn open(&self) -> Result<Redis, Invalid> {
+        self.validate()?;
+        let (key, address) = match (&self.broker_url, &self.broker_url_file) {
+            (Some(url), _) => ("broker_url", parse("broker_url", url.expose_secret())?),
+            (None, file) => {
+                let key = "broker_url_file";
+                let text = std::fs::read_to_string(file.as_deref().unwrap_or("".as_ref()))
+                    .map(SecretString::from)
+                    .map_err(|e| Invalid::new(key, format!("cannot be read: {e}")))?;
+                (key, parse(key, text.expose_secret().trim())?)
+            }
+        };
+        let tls = match &address.tls {
+            Some(tls) => Some(tls::configure(tls).map_err(|words| Invalid::new(key, words))?),
+            None => None,
+        };
+        Ok(Redis::new(address, tls, self))
+    }
+}
+
+fn parse(key: &'static str, url: &str) -> Result<url::Address, Invalid> {
+    url::parse(url).map_err(|words| Invalid::new(key, words))
 }

@@ -1,0 +1,23 @@
+//! JSON as text: checked, taken apart at its top level, and written; never parsed into values.
+
+mod scan;
+mod string;
+
+pub use scan::{
+    Defect, Dialect, Elements, Kind, MAX_DEPTH, MAX_INTEGER_DIGITS, Members, check, elements, kind,
+    members,
+};
+pub use string::{text, write_string, write_string_cut};
+
+/// Appends `json`, with the line breaks between its tokens made spaces, so that it stays on one line.
+///
+/// `json` is well-formed: a raw line break cannot stand inside of a JSON string.
+pub fn write_on_one_line(out: &mut Vec<u8>, json: &[u8]) {
+    let start = out.len();
+    out.extend_from_slice(json);
+    for byte in out.iter_mut().skip(start) {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Floor 5: the reader's thread, from the socket to decoded events.
+//!
+//! It has a thread and a runtime of its own, for two reasons: under load it really sleeps between reads (see [`pacing`]),
+//! and nothing that a sink does can delay its status updates. It connects, checks, streams, and connects again for ever,
+//! until it is told to finish or meets an error that needs the operator.
+
+pub mod pacing;
+mod pump;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use crate::backoff::Backoff;
+use crate::outbox::{Columns, Event};
+use crate::pg::{ConfirmedLsn, Lsn};
+use crate::replication::{Error, Place, Policy, Stop, Target};
+use crate::units::BackoffRange;
+
+/// Pauses between attempts to connect.
+const RECONNECT: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
+/// Pauses while another daemon holds the slot: short, since a standby is to take over within seconds.
+const STAND_BY: BackoffRange = BackoffRange {
+    min: Duration::from_secs(1),
+    max: Duration::from_secs(2),
+};
+
+/// What the intake needs to know.
+#[derive(Clone, Debug)]
+pub struct Intake {
+    /// The primary.
+    pub target: Arc<Target>,
+    /// The logical replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// The outbox table and its columns.
+    pub columns: Columns,
+    /// Where `--until` stops.
+    pub until: Option<Until>,
+}
+
+/// The argument of `--until`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Until {
+    /// Up to what the server had written when we first connected.
+    Now,
+    /// Up to this position.
+    Lsn(Lsn),
+}
+
+/// What flows from the intake to the relay, in the order of the stream.
+#[derive(Debug)]
+pub enum Message {
+    /// A session has begun; what follows is of it.
+    Session(Session),
+    /// Decoded events.
+    Items(Vec<Item>),
+    /// The session has ended; another will follow.
+    Lost,
+    /// Only the operator can help.
+    Halted(Halt),
+}
+
+/// Why the daemon stops by itself.
+#[derive(Clone, Debug)]
+pub struct Halt {
+    /// Its class, which has an exit code.
+    pub stop: Stop,
+    /// What is wrong, and the remedy.
+    pub words: String,
+}
+
+/// One event of the stream.
+#[derive(Debug)]
+pub enum Item {
+    /// Of the outbox.
+    Outbox(Event),
+    /// A keepalive: the server has nothing more for us below this position.
+    Keepalive(Lsn),
+}
+
+/// A replication session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Session {
+    /// Counts the identities (system, timeline) that were met. LSNs of different generations mean different things.
+    pub generation: u64,
+    /// The walsender's process id.
+    pub walsender_pid: u32,
+    /// `--until`, as a position.
+    pub until: Option<Lsn>,
+}
+
+/// What the relay has settled, for the status updates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Confirmation {
+    /// The generation of sessions that the position belongs to.
+    pub generation: u64,
+    /// Everything below is settled.
+    pub lsn: ConfirmedLsn,
+}
+
+/// What the intake is to do.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Order {
+    /// Connect and stream.
+    #[default]
+    Stream,
+    /// The server is shutting down: end this session within seconds, then connect again.
+    Leave,
+    /// Confirm what is settled, close, and end.
+    Finish,
+}
+
+/// The intake's ends of its channels.
+#[derive(Debug)]
+pub struct Channels {
+    /// To the relay.
+    pub messages: mpsc::Sender<Message>,
+    /// What may be confirmed.
+    pub confirmed: watch::Receiver<Confirmation>,
+    /// What to do.
+    pub orders: watch::Receiver<Order>,
+}
+
+/// How a session ended.
+enum Ended {
+    /// As ordered.
+    Finished,
+    /// The server is shutting down; the session was closed in order.
+    Left,
+    Failed(Error),
+}
+
+impl Intake {
+    /// Streams until told to finish, or until only the operator can help.
+    pub async fn run(self, mut channels: Channels) {
+        let mut history = session::History::default();
+        let mut reconnect = Backoff::new(RECONNECT);
+        let mut stand_by = Backoff::new(STAND_BY);
+        let mut finish = channels.orders.clone();
+        loop {
+            let opened = tokio::select! {
+                biased;
+                _ = finish.wait_for(|order| *order == Order::Finish) => return,
+                opened = session::open(&self, &mut history, &channels) => opened,
+            };
+            let error = match opened {
+                Ok(open) => {
+                    (reconnect.attempts() > 0 || stand_by.attempts() > 0)
+                        .then(|| info!("connected again"));
+                    stand_by.reset();
+                    let ended = pump::run(&self, open, &mut channels, &mut reconnect).await;
+                    if channels.messages.send(Message::Lost).await.is_err() {
+                        return;
+                    }
+                    match ended {
+                        Ended::Finished => return,
+                        Ended::Left => Error::closed(Place::Streaming),
+                        Ended::Failed(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            let pause = match error.policy() {
+                Policy::Stop(stop) => {
+                    // Nobody listens any more: then the relay has ended already.
+                    let halt = Halt {
+                        stop,
+                        words: error.to_string(),
+                    };
+                    let _ = channels.messages.send(Message::Halted(halt)).await;
+                    return;
+                }
+                Policy::StandBy => {
+                    let pause = stand_by.next(fastrand::f64());
+                    if stand_by.attempts() == 1 {
+                        info!(slot = %self.slot, "another process reads the slot; standing by");
+                    }
+                    pause
+                }
+                Policy::Reconnect => {
+                    let pause = reconnect.next(fastrand::f64());
+                    warn!(%error, attempt = reconnect.attempts(), "no connection to Postgres; will try again");
+                    pause
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = finish.wait_for(|order| *order == Order::Finish) => return,
+                () = tokio::time::sleep(pause) => {}
+                () = channels.messages.closed() => return,
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Opening a session: preflight, walsender, identity, START_REPLICATION.
+
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use super::{Channels, Intake, Message, Session, Until};
+use crate::outbox::{Assembler, Field};
+use crate::pg::Lsn;
+use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
+use crate::replication::stream::Stream;
+use crate::replication::{Error, Place, Policy, Socket, Stop, Walsender, connect_sql};
+
+/// The name that the server shows for our connections. Not the cluster's standby names: a walsender that is picked as a
+/// synchronous standby would make commits wait for us, and us for commits.
+const APPLICATION_NAME: &str = "aftercommit";
+
+/// What is remembered from session to session.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// System identifier and timeline of the last session.
+    identity: Option<(u64, u32)>,
+    generation: u64,
+    /// `--until`, once it is known as a position.
+    until: Option<Lsn>,
+}
+
+/// A session that streams.
+pub(super) struct Open {
+    pub stream: Stream<Socket>,
+    pub assembler: Assembler,
+    pub session: Session,
+    pub facts: Facts,
+}
+
+/// Opens a session and announces it to the relay.
+pub(super) async fn open(
+    intake: &Intake,
+    history: &mut History,
+    channels: &Channels,
+) -> Result<Open, Error> {
+    let sql = connect_sql(&intake.target, APPLICATION_NAME).await?;
+    let facts = check(intake, &sql).await?;
+    let mut walsender = Walsender::connect(&intake.target, APPLICATION_NAME).await?;
+    let system = walsender.identify_system().await?;
+    let identity = (system.system_id, system.timeline);
+    if history.identity.as_ref() != Some(&identity) {
+        if history.identity.is_some() {
+            warn!(
+                system = %system.system_id, timeline = system.timeline,
+                "another server, or another timeline: positions from before mean nothing here; starting from the slot's own"
+            );
+        }
+        history.identity = Some(identity);
+        history.generation += 1;
+    }
+    if history.until.is_none() {
+        history.until = match intake.until {
+            Some(Until::Now) => Some(system.xlog_pos),
+            Some(Until::Lsn(lsn)) => Some(lsn),
+            None => None,
+        };
+    }
+    // A position of ours counts on the same system and timeline only; elsewhere it could be above the slot's, and the server
+    // would skip what lies between without a word.
+    let confirmed = *channels.confirmed.borrow();
+    let start = match confirmed.generation == history.generation {
+        true => confirmed.lsn.lsn(),
+        false => Lsn::ZERO,
+    };
+    let version = walsender.server_version();
+    let copy = walsender
+        .start_replication(&intake.slot, start, &intake.publication)
+        .await?;
+    let pid = i32::try_from(copy.backend_pid).unwrap_or_default();
+    let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
+    refuse(findings.map_err(|error| Error::sql("the walsender's state", error))?)?;
+    let session = Session {
+        generation: history.generation,
+        walsender_pid: copy.backend_pid,
+        until: history.until,
+    };
+    info!(
+        slot = %intake.slot, publication = %intake.publication, server_version = version,
+        system = %system.system_id, timeline = system.timeline, start = %start, walsender = copy.backend_pid,
+        "streaming"
+    );
+    // A relay that is gone is noticed by whoever sends next.
+    let _ = channels.messages.send(Message::Session(session)).await;
+    Ok(Open {
+        stream: Stream::new(copy.socket, copy.buffer),
+        assembler: Assembler::new(intake.columns.clone()),
+        session,
+        facts,
+    })
+}
+
+/// The preflight: logs each warning; the fatal findings are the error.
+pub(super) async fn check(intake: &Intake, sql: &Client) -> Result<Facts, Error> {
+    let report = preflight::preflight(sql, &expectation(intake)).await;
+    let report = report.map_err(|error| Error::sql("the preflight", error))?;
+    refuse(report.findings)?;
+    Ok(report.facts)
+}
+
+fn expectation(intake: &Intake) -> Expectation {
+    let columns = &intake.columns;
+    let (required, optional) = Field::ALL
+        .into_iter()
+        .filter_map(|field| {
+            Some((
+                columns.column(field)?.to_owned(),
+                columns.is_required(field),
+            ))
+        })
+        .partition::<Vec<_>, _>(|(_, required)| *required);
+    let names = |columns: Vec<(String, bool)>| columns.into_iter().map(|(name, _)| name).collect();
+    Expectation {
+        slot: intake.slot.clone(),
+        publication: intake.publication.clone(),
+        table: columns.table().clone(),
+        required: names(required),
+        optional: names(optional),
+        application_name: APPLICATION_NAME.to_owned(),
+        role: None,
+    }
+}
+
+/// Warnings go to the log; fatal findings, told together, are the error.
+pub(super) fn refuse(findings: Vec<Finding>) -> Result<(), Error> {
+    let Some(class) = preflight::worst(&findings) else {
+        findings.iter().for_each(|finding| warn!("{finding}"));
+        return Ok(());
+    };
+    let fatal = findings
+        .iter()
+        .filter(|finding| finding.severity != Severity::Warning);
+    let words = fatal.map(Finding::to_string).collect::<Vec<_>>().join("\n");
+    let policy = match class {
+        Class::Temporary => Policy::Reconnect,
+        Class::Configuration => Policy::Stop(Stop::Configuration),
+        Class::Lost => Policy::Stop(Stop::SlotLost),
+    };
+    Err(Error::judged(Place::Preflight, policy, words))
+}

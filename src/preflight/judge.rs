@@ -1,0 +1,158 @@
+//! From facts to findings. Pure.
+
+mod publication;
+mod slot;
+mod table;
+
+use super::facts::{Facts, Role};
+use super::{Class, Expectation, Finding, Severity, standby};
+use crate::control::ident;
+
+/// What is not as it has to be; fatal findings first, in the order in which they are best mended.
+pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if facts.server_version < 140_000 {
+        findings.push(
+            Finding::fatal(
+                Class::Configuration,
+                format!(
+                    "the server is Postgres {}; 14 is the oldest that works",
+                    facts.server_version / 10_000
+                ),
+            )
+            .remedy("upgrade the server"),
+        );
+        return findings;
+    }
+    findings.extend(server(facts, expected));
+    findings.extend(table::judge(facts, expected));
+    findings.extend(publication::judge(facts, expected));
+    findings.extend(slot::judge(facts, expected));
+    findings.extend(facts.role.as_ref().and_then(|r| role(r, &facts.database)));
+    findings.sort_by_key(|finding| finding.severity == Severity::Warning);
+    findings
+}
+
+fn server(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if facts.in_recovery {
+        findings.push(
+            Finding::fatal(
+                Class::Temporary,
+                "the server is in recovery: a standby, or not started up yet",
+            )
+            .remedy("[postgres] url must name the primary; it is tried again, in case this one is promoted"),
+        );
+    }
+    if facts.wal_level != "logical" {
+        findings.push(
+            Finding::fatal(
+                Class::Configuration,
+                format!("wal_level is {:?}; it must be \"logical\"", facts.wal_level),
+            )
+            .remedy(
+                "then restart the server. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter \
+                 group; on Google Cloud SQL: the flag cloudsql.logical_decoding = on",
+            )
+            .sql("alter system set wal_level = 'logical'"),
+        );
+    }
+    findings.extend(standby::judge_names(
+        &facts.synchronous_standby_names,
+        &expected.application_name,
+    ));
+    if facts.encoding == "SQL_ASCII" {
+        findings.push(
+            Finding::warning(format!(
+                "database {:?} has the encoding SQL_ASCII: a row whose bytes are not UTF-8 cannot be read, and stops us",
+                facts.database
+            ))
+            .remedy("write UTF-8 only, or move to a database with the encoding UTF8"),
+        );
+    }
+    findings
+}
+
+fn role(role: &Role, database: &str) -> Option<Finding> {
+    let name = ident(&role.name);
+    let fatal = |what| Finding::fatal(Class::Configuration, what);
+    if !role.exists {
+        return Some(
+            fatal(format!("the daemon's role {name} does not exist"))
+                .remedy(format!(
+                    "then give it a password (in psql: \\password {name}), and run init again"
+                ))
+                .sql(format!("create role {name} login replication")),
+        );
+    }
+    if !role.replication {
+        let lacks = format!("the daemon's role {name} may not replicate");
+        return Some(if role.managed {
+            fatal(lacks).sql(format!("grant rds_replication to {name}"))
+        } else {
+            fatal(lacks).sql(format!("alter role {name} replication"))
+        });
+    }
+    if !role.login {
+        return Some(
+            fatal(format!("the daemon's role {name} may not log in"))
+                .sql(format!("alter role {name} login")),
+        );
+    }
+    if !role.connect {
+        return Some(
+            fatal(format!(
+                "the daemon's role {name} may not connect to database {database:?}"
+            ))
+            .sql(format!(
+                "grant connect on database {} to {name}",
+                ident(database)
+            )),
+        );
+    }
+    None
+}
+
+/// What has changed since an earlier look, beyond what [`judge`] finds in the new facts by themselves.
+pub fn drift(old: &Facts, new: &Facts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let (Some(a), Some(b)) = (&old.table, &new.table)
+        && a.oid != b.oid
+    {
+        findings.push(
+            Finding::warning(format!(
+                "the outbox table was replaced: its OID was {} and is {}",
+                a.oid, b.oid
+            ))
+            .remedy(
+                "a publication follows the old table: rows that were inserted into the new one before it was added to \
+                 the publication are not sent; insert them again",
+            ),
+        );
+    }
+    if let (Some(a), Some(b)) = (&old.publication, &new.publication)
+        && a.oid != b.oid
+    {
+        findings.push(
+            Finding::warning(format!(
+                "the publication was dropped and made again: its OID was {} and is {}",
+                a.oid, b.oid
+            ))
+            .remedy(
+                "rows that were inserted while there was none are skipped by Postgres 18, and stop older servers with \
+                 the error 42704: compare the outbox with what has been dispatched",
+            ),
+        );
+    }
+    if old.server_version / 10_000 != new.server_version / 10_000 {
+        findings.push(Finding::warning(format!(
+            "the server was Postgres {} and is {}",
+            old.server_version / 10_000,
+            new.server_version / 10_000
+        )));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,89 @@
+//! The outbox table: there, in the WAL, and with the columns that are mapped.
+
+use crate::control::ident;
+use crate::preflight::facts::Facts;
+use crate::preflight::{Class, Expectation, Finding};
+
+pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
+    let name = &expected.table;
+    let fatal = |what: String| Finding::fatal(Class::Configuration, what);
+    let Some(table) = &facts.table else {
+        let missing = fatal(format!(
+            "table {name} does not exist in database {:?}",
+            facts.database
+        ));
+        return vec![match &facts.near_table {
+            Some(near) => missing.remedy(format!(
+                "there is {near}: name it in [outbox] table, in upper and lower case as it is written there"
+            )),
+            None => missing.remedy("make it: aftercommit init"),
+        }];
+    };
+    match table.kind {
+        'r' | 'p' => {}
+        other => {
+            let kind = match other {
+                'v' => "a view",
+                'm' => "a materialized view",
+                'f' => "a foreign table",
+                _ => "no table",
+            };
+            return vec![
+                fatal(format!(
+                    "{name} is {kind}: only tables, plain or partitioned, are replicated"
+                ))
+                .remedy("name the table itself in [outbox] table"),
+            ];
+        }
+    }
+    let mut findings = Vec::new();
+    match table.persistence {
+        'p' => {}
+        'u' => findings.push(
+            fatal(format!(
+                "table {name} is unlogged: its rows are not in the WAL, and would be skipped without an error"
+            ))
+            .remedy("rows that are in it already will not be sent: insert them again")
+            .sql(format!("alter table {} set logged", name.to_sql())),
+        ),
+        _ => findings.push(
+            fatal(format!("table {name} is temporary"))
+                .remedy("name a permanent table in [outbox] table"),
+        ),
+    }
+    if let Some(partition) = &table.silent_partition {
+        findings.push(
+            fatal(format!(
+                "partition {partition} of {name} is unlogged or foreign: its rows would be skipped without an error"
+            ))
+            .remedy(format!(
+                "alter table {partition} set logged, or detach the foreign one"
+            )),
+        );
+    }
+    let missing: Vec<&String> = expected
+        .required
+        .iter()
+        .filter(|wanted| !table.columns.iter().any(|column| column.name == **wanted))
+        .collect();
+    if !missing.is_empty() {
+        let has: Vec<&str> = table.columns.iter().map(|c| c.name.as_str()).collect();
+        findings.push(
+            fatal(format!(
+                "table {name} has no column {}; it has {}",
+                list(&missing),
+                has.join(", ")
+            ))
+            .remedy(
+                "map the fields to the table's columns in [outbox.columns], or add what is missing",
+            ),
+        );
+    }
+    findings
+}
+
+/// Names, quoted as identifiers.
+pub(super) fn list(names: &[&String]) -> String {
+    let quoted: Vec<String> = names.iter().map(|name| ident(name)).collect();
+    quoted.join(", ")
+}

@@ -1,0 +1,255 @@
+use super::*;
+use crate::preflight::facts::{Column, Membership, Publication, Slot, Table};
+
+fn expected() -> Expectation {
+    Expectation {
+        slot: "aftercommit".to_owned(),
+        publication: "aftercommit".to_owned(),
+        table: crate::outbox::TableName::ours(),
+        required: vec!["id".to_owned(), "task".to_owned()],
+        optional: vec!["key".to_owned()],
+        application_name: "aftercommit".to_owned(),
+        role: None,
+    }
+}
+
+fn column(number: i16, name: &str) -> Column {
+    Column {
+        name: name.to_owned(),
+        number,
+        generated: false,
+    }
+}
+
+fn healthy() -> Facts {
+    Facts {
+        server_version: 170_000,
+        in_recovery: false,
+        wal_level: "logical".to_owned(),
+        database: "app".to_owned(),
+        encoding: "UTF8".to_owned(),
+        max_slot_wal_keep_size: "-1".to_owned(),
+        synchronous_standby_names: String::new(),
+        slot: Some(Slot {
+            plugin: Some("pgoutput".to_owned()),
+            slot_type: "logical".to_owned(),
+            database: Some("app".to_owned()),
+            temporary: false,
+            two_phase: Some(false),
+            active_pid: None,
+            wal_status: Some("reserved".to_owned()),
+            invalidation_reason: None,
+            conflicting: Some(false),
+            confirmed_flush_lsn: Some("0/1000".to_owned()),
+        }),
+        publication: Some(Publication {
+            oid: 2,
+            all_tables: false,
+            insert: true,
+            update: false,
+            delete: false,
+            truncate: false,
+            via_root: true,
+            generated: false,
+            whole_schema: false,
+            member: Some(Membership {
+                filtered: false,
+                columns: None,
+            }),
+            ancestor: None,
+            others: Some("aftercommit.outbox".to_owned()),
+        }),
+        table: Some(Table {
+            oid: 1,
+            kind: 'r',
+            persistence: 'p',
+            silent_partition: None,
+            columns: vec![column(1, "id"), column(2, "task"), column(3, "key")],
+        }),
+        near_table: None,
+        role: None,
+    }
+}
+
+fn publication(facts: &mut Facts) -> &mut Publication {
+    facts.publication.as_mut().expect("a publication")
+}
+
+fn slot(facts: &mut Facts) -> &mut Slot {
+    facts.slot.as_mut().expect("a slot")
+}
+
+fn table(facts: &mut Facts) -> &mut Table {
+    facts.table.as_mut().expect("a table")
+}
+
+fn member(facts: &mut Facts) -> &mut Membership {
+    publication(facts).member.as_mut().expect("a member")
+}
+
+#[test]
+fn finds_nothing_on_a_healthy_server() {
+    assert_eq!(judge(&healthy(), &expected()), []);
+}
+
+/// What real servers are not easily brought to; the rest is tested on them.
+#[test]
+fn each_fault_has_one_finding_of_its_class() {
+    type Break = fn(&mut Facts);
+    let fatal = Severity::Fatal;
+    let config = fatal(Class::Configuration);
+    let cases: [(&str, Severity, Break); 23] = [
+        ("is Postgres 13", config, |f| f.server_version = 130_012),
+        ("in recovery", fatal(Class::Temporary), |f| {
+            f.in_recovery = true;
+        }),
+        ("wal_level", config, |f| f.wal_level = "replica".to_owned()),
+        ("synchronous standby", config, |f| {
+            f.synchronous_standby_names = "ANY 1 (*)".to_owned();
+        }),
+        ("SQL_ASCII", Severity::Warning, |f| {
+            f.encoding = "SQL_ASCII".to_owned();
+        }),
+        ("slot \"aftercommit\" does not", fatal(Class::Lost), |f| {
+            f.slot = None;
+        }),
+        ("a physical one", config, |f| {
+            slot(f).slot_type = "physical".to_owned();
+        }),
+        ("\"wal2json\"", config, |f| {
+            slot(f).plugin = Some("wal2json".to_owned());
+        }),
+        ("temporary", config, |f| slot(f).temporary = true),
+        ("(rows_removed)", fatal(Class::Lost), |f| {
+            slot(f).invalidation_reason = Some("rows_removed".to_owned());
+        }),
+        ("(wal_status is lost)", fatal(Class::Lost), |f| {
+            slot(f).wal_status = Some("lost".to_owned());
+        }),
+        ("(conflict", fatal(Class::Lost), |f| {
+            slot(f).conflicting = Some(true);
+        }),
+        ("next checkpoint", Severity::Warning, |f| {
+            slot(f).wal_status = Some("unreserved".to_owned());
+        }),
+        (
+            "publication \"aftercommit\" does",
+            fatal(Class::Lost),
+            |f| {
+                f.publication = None;
+            },
+        ),
+        ("does not publish inserts", config, |f| {
+            publication(f).insert = false;
+        }),
+        ("publishes deletes", Severity::Warning, |f| {
+            publication(f).delete = true;
+        }),
+        ("under the name of shop.all", config, |f| {
+            publication(f).ancestor = Some("shop.all".to_owned());
+        }),
+        ("is partitioned", config, |f| {
+            table(f).kind = 'p';
+            publication(f).via_root = false;
+        }),
+        ("partition a.b", config, |f| {
+            table(f).silent_partition = Some("a.b".to_owned());
+        }),
+        ("lacks \"key\"", config, |f| {
+            member(f).columns = Some(vec![1, 2]);
+        }),
+        ("is generated", config, |f| {
+            table(f).columns[2].generated = true;
+        }),
+        ("is a view", config, |f| table(f).kind = 'v'),
+        ("there is public.Outbox", config, |f| {
+            f.table = None;
+            f.near_table = Some("public.Outbox".to_owned());
+        }),
+    ];
+    for (words, severity, break_it) in cases {
+        let mut facts = healthy();
+        break_it(&mut facts);
+        let findings = judge(&facts, &expected());
+        assert_eq!(findings.len(), 1, "{words}: {findings:?}");
+        assert_eq!(findings[0].severity, severity, "{words}");
+        assert!(
+            findings[0].to_string().contains(words),
+            "{words}: {}",
+            findings[0]
+        );
+    }
+}
+
+#[test]
+fn a_column_that_we_do_not_map_may_be_missing_or_generated() {
+    let mut facts = healthy();
+    table(&mut facts).columns.push(Column {
+        generated: true,
+        ..column(4, "search")
+    });
+    member(&mut facts).columns = Some(vec![1, 2, 3]);
+    assert_eq!(judge(&facts, &expected()), []);
+}
+
+#[test]
+fn fatal_findings_come_first() {
+    let mut facts = healthy();
+    facts.encoding = "SQL_ASCII".to_owned();
+    facts.slot = None;
+    let findings = judge(&facts, &expected());
+    assert_eq!(findings[0].severity, Severity::Fatal(Class::Lost));
+    assert_eq!(findings[1].severity, Severity::Warning);
+}
+
+#[test]
+fn a_role_is_judged_by_what_it_lacks_first() {
+    type Break = fn(&mut Role);
+    let cases: [(&str, Break); 5] = [
+        ("create role \"it\"\"s\" login replication", |r| {
+            r.exists = false;
+        }),
+        ("alter role \"it\"\"s\" replication", |r| {
+            r.replication = false;
+        }),
+        ("grant rds_replication to \"it\"\"s\"", |r| {
+            r.replication = false;
+            r.managed = true;
+        }),
+        ("alter role \"it\"\"s\" login", |r| r.login = false),
+        ("grant connect on database \"app\" to \"it\"\"s\"", |r| {
+            r.connect = false;
+        }),
+    ];
+    for (sql, break_it) in cases {
+        let mut role = Role {
+            name: "it\"s".to_owned(),
+            exists: true,
+            login: true,
+            replication: true,
+            connect: true,
+            managed: false,
+        };
+        break_it(&mut role);
+        let facts = Facts {
+            role: Some(role),
+            ..healthy()
+        };
+        let findings = judge(&facts, &expected());
+        assert_eq!(findings.len(), 1, "{sql}");
+        assert_eq!(findings[0].sql, [sql]);
+    }
+}
+
+#[test]
+fn drift_tells_of_what_was_replaced() {
+    let old = healthy();
+    assert_eq!(drift(&old, &old), []);
+    let mut new = healthy();
+    table(&mut new).oid = 7;
+    publication(&mut new).oid = 8;
+    new.server_version = 180_000;
+    let findings = drift(&old, &new);
+    assert_eq!(findings.len(), 3);
+    assert!(findings.iter().all(|f| f.severity == Severity::Warning));
+}

@@ -1,0 +1,543 @@
+//! Floor 7: the loop between the stream and the lanes. It selects, makes an event of what is ready, and handles it.
+//!
+//! The relay owns the gate's queue and the watermark. One direction: items come from the intake, wait at the gate until
+//! their transaction is visible, are routed and go into a lane; reports come back and move the watermark; its position
+//! goes to the intake, which confirms it.
+
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::delivery::{Passage, Report};
+use crate::gate::clearance::Clearance;
+use crate::gate::watcher::{News, Wanted, Watch};
+use crate::intake::{Confirmation, Halt, Item, Message, Order, Session};
+use crate::outbox::Task;
+use crate::outbox::assembler::Event;
+use crate::pg::Lsn;
+use crate::replication::Stop;
+use crate::route::Router;
+use crate::watermark::{Begun, Ticket, Watermark};
+
+/// How long a graceful stop may take to deliver what is in flight. Below the ten seconds that container runtimes give.
+const DRAIN_WITHIN: Duration = Duration::from_secs(8);
+
+/// Room for messages to a lane beyond the in-flight limit: what one message of the intake can bring on top of it.
+pub const LANE_SLACK: usize = 1 << 17;
+
+/// The lanes of one sink.
+#[derive(Debug)]
+pub struct SinkLanes {
+    /// Where each lane takes its tasks.
+    pub lanes: Vec<mpsc::Sender<Vec<Passage>>>,
+}
+
+/// The relay's ends of its channels.
+#[derive(Debug)]
+pub struct Channels {
+    /// From the intake.
+    pub messages: mpsc::Receiver<Message>,
+    /// To the intake: what may be confirmed.
+    pub confirmed: watch::Sender<Confirmation>,
+    /// To the intake: what to do.
+    pub orders: watch::Sender<Order>,
+    /// From the lanes.
+    pub reports: mpsc::Receiver<Report>,
+    /// Signals to stop: 1 is SIGTERM or SIGINT, 2 a second one.
+    pub signals: watch::Receiver<u8>,
+}
+
+/// What the relay may hold at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    /// Tasks.
+    pub tasks: u64,
+    /// Bytes of tasks.
+    pub bytes: usize,
+}
+
+/// How the daemon ends.
+#[derive(Debug)]
+pub enum End {
+    /// As asked, by a signal or by `--until`.
+    Clean,
+    /// Only the operator can help.
+    Halted(Halt),
+}
+
+/// The transaction whose events are coming through.
+#[derive(Clone, Copy, Debug)]
+enum Passing {
+    /// None.
+    Between,
+    /// One whose rows go on their way, from row `skip` on.
+    Open { ticket: Ticket, skip: u64 },
+    /// One that was taken before the connection was lost.
+    Known,
+    /// Nothing passes any more: the daemon drains, and this would be new. Never left, or a keepalive behind what was not
+    /// taken would confirm it.
+    Closed,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Running,
+    /// Nothing new begins; what is in flight is delivered, until the deadline.
+    Draining {
+        deadline: Instant,
+        end: End,
+    },
+}
+
+/// The relay.
+pub struct Relay {
+    router: Router,
+    /// By route: index of its sink.
+    sink_of_route: Vec<usize>,
+    sinks: Vec<SinkLanes>,
+    gate: Option<Watch>,
+    budget: Budget,
+    channels: Channels,
+
+    watermark: Watermark,
+    passing: Passing,
+    phase: Phase,
+    session: Option<Session>,
+    /// Items whose transaction, or one before it, is not visible yet.
+    waiting: VecDeque<Item>,
+    waiting_tasks: u64,
+    clearance: Option<Clearance>,
+    wanted: watch::Sender<Option<Wanted>>,
+    news: mpsc::Receiver<News>,
+    watchers: JoinSet<()>,
+    /// Bytes of the tasks that are waiting or in a lane.
+    bytes: usize,
+    /// Tasks that were rejected; they stay unsettled.
+    rejected: u64,
+    delivered: u64,
+    hasher: RandomState,
+    /// By sink and lane: what the message in hand brings.
+    outgoing: Vec<Vec<Vec<Passage>>>,
+    spread: usize,
+}
+
+enum Wake {
+    Signal(u8),
+    Deadline,
+    Report(Report),
+    News(News),
+    Message(Option<Message>),
+    LanesGone,
+}
+
+impl Relay {
+    /// A relay at rest. `gate` is `None` where neither visibility nor replicas are asked for.
+    pub fn new(
+        router: Router,
+        sink_of_route: Vec<usize>,
+        sinks: Vec<SinkLanes>,
+        gate: Option<Watch>,
+        budget: Budget,
+        channels: Channels,
+    ) -> Relay {
+        let outgoing = sinks
+            .iter()
+            .map(|sink| sink.lanes.iter().map(|_| Vec::new()).collect())
+            .collect();
+        let (wanted, _) = watch::channel(None);
+        let (_, news) = mpsc::channel(1);
+        Relay {
+            router,
+            sink_of_route,
+            sinks,
+            gate,
+            budget,
+            channels,
+            watermark: Watermark::default(),
+            passing: Passing::Between,
+            phase: Phase::Running,
+            session: None,
+            waiting: VecDeque::new(),
+            waiting_tasks: 0,
+            clearance: None,
+            wanted,
+            news,
+            watchers: JoinSet::new(),
+            bytes: 0,
+            rejected: 0,
+            delivered: 0,
+            hasher: RandomState::new(),
+            outgoing,
+            spread: 0,
+        }
+    }
+
+    /// Runs until a signal, `--until`, or an error that needs the operator; then the intake has been told to finish.
+    pub async fn run(mut self) -> End {
+        let end = loop {
+            match self.select().await {
+                Wake::Signal(1) => self.drain(End::Clean),
+                Wake::Signal(_) => {
+                    warn!(
+                        in_flight = self.watermark.outstanding(),
+                        "stopping at once; what is in flight may be sent again"
+                    );
+                    break End::Clean;
+                }
+                Wake::Deadline => {
+                    warn!(
+                        in_flight = self.watermark.outstanding(),
+                        "what is in flight was not delivered in time; it is not lost, and some of it may be sent twice"
+                    );
+                    break self.into_end();
+                }
+                Wake::Report(report) => self.report(report),
+                Wake::News(News::Cleared(clearance)) => self.cleared(clearance),
+                Wake::News(News::ServerLeaving) => {
+                    self.channels.orders.send_replace(Order::Leave);
+                }
+                Wake::Message(Some(message)) => self.message(message),
+                Wake::Message(None) | Wake::LanesGone => {
+                    break halted(
+                        Stop::Runtime,
+                        "a part of the daemon has ended unexpectedly; see the log above",
+                    );
+                }
+            }
+            self.publish();
+            if self.drained() {
+                break self.into_end();
+            }
+        };
+        info!(delivered = self.delivered, confirmed = %self.watermark.confirmed().lsn(), "stopping");
+        self.channels.orders.send_replace(Order::Finish);
+        // Until the intake has closed: it may be handing over what nobody will take.
+        while self.channels.messages.recv().await.is_some() {}
+        end
+    }
+
+    /// Waits for the next thing to do, by priority.
+    async fn select(&mut self) -> Wake {
+        let room = self.watermark.outstanding() + self.waiting_tasks < self.budget.tasks
+            && self.bytes < self.budget.bytes;
+        let deadline = match self.phase {
+            Phase::Draining { deadline, .. } => Some(deadline),
+            Phase::Running => None,
+        };
+        // While draining, only what completes a transaction that is half on its way is still taken.
+        let take = room && (deadline.is_none() || self.watermark.in_transaction());
+        tokio::select! {
+            biased;
+            // 1. A change of phase.
+            Ok(()) = self.channels.signals.changed() => Wake::Signal(*self.channels.signals.borrow()),
+            () = sleep_until(deadline), if deadline.is_some() => Wake::Deadline,
+            // 2. Outcomes.
+            report = self.channels.reports.recv() => report.map_or(Wake::LanesGone, Wake::Report),
+            // 3. The gate.
+            Some(news) = self.news.recv() => Wake::News(news),
+            // 4. Intake, only with budget in hand.
+            message = self.channels.messages.recv(), if take => Wake::Message(message),
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Session(session) => self.begin_session(session),
+            Message::Items(items) => {
+                for item in items {
+                    self.arrive(item);
+                }
+                self.send_off();
+            }
+            Message::Lost => self.end_session(),
+            Message::Halted(halt) => self.drain(End::Halted(halt)),
+        }
+    }
+
+    fn begin_session(&mut self, session: Session) {
+        let before = self.channels.confirmed.borrow().generation;
+        if before != session.generation {
+            self.watermark.reset();
+            self.channels.confirmed.send_replace(Confirmation {
+                generation: session.generation,
+                lsn: self.watermark.confirmed(),
+            });
+        }
+        self.session = Some(session);
+        if let Some(gate) = &self.gate {
+            let (wanted, wants) = watch::channel(None);
+            let (news, hears) = mpsc::channel(1);
+            self.wanted = wanted;
+            self.news = hears;
+            self.watchers
+                .spawn(gate.clone().run(session.walsender_pid, wants, news));
+        }
+    }
+
+    /// What waits at the gate comes again with the next session; what was let through stays on its way.
+    fn end_session(&mut self) {
+        self.session = None;
+        self.clearance = None;
+        if !matches!(self.passing, Passing::Closed) {
+            self.passing = Passing::Between;
+        }
+        for item in self.waiting.drain(..) {
+            if let Item::Outbox(Event::Task(task)) = item {
+                self.bytes -= task.size();
+            }
+        }
+        self.waiting_tasks = 0;
+        self.watchers.abort_all();
+    }
+
+    /// An item comes from the intake.
+    fn arrive(&mut self, item: Item) {
+        if let Item::Outbox(Event::Task(task)) = &item {
+            self.bytes += task.size();
+        }
+        if self.waiting.is_empty() && self.admits(&item) {
+            self.pass(item);
+            return;
+        }
+        if self.waiting.is_empty() {
+            self.want(&item);
+        }
+        self.waiting_tasks += u64::from(matches!(item, Item::Outbox(Event::Task(_))));
+        self.waiting.push_back(item);
+    }
+
+    /// Only a Begin is held at the gate; what follows it goes with it.
+    fn admits(&self, item: &Item) -> bool {
+        match item {
+            Item::Outbox(Event::Begin {
+                xid, commit_lsn, ..
+            }) => {
+                self.gate.is_none()
+                    || self
+                        .clearance
+                        .as_ref()
+                        .is_some_and(|known| known.admits(*xid, *commit_lsn))
+            }
+            _ => true,
+        }
+    }
+
+    fn want(&self, item: &Item) {
+        if let Item::Outbox(Event::Begin {
+            xid, commit_lsn, ..
+        }) = item
+        {
+            self.wanted.send_replace(Some(Wanted {
+                xid: *xid,
+                commit_lsn: *commit_lsn,
+            }));
+        }
+    }
+
+    fn cleared(&mut self, clearance: Clearance) {
+        self.clearance = Some(clearance);
+        while let Some(item) = self.waiting.pop_front() {
+            if !self.admits(&item) {
+                self.want(&item);
+                self.waiting.push_front(item);
+                break;
+            }
+            self.waiting_tasks -= u64::from(matches!(item, Item::Outbox(Event::Task(_))));
+            self.pass(item);
+        }
+        self.send_off();
+    }
+
+    /// An item goes through the gate.
+    fn pass(&mut self, item: Item) {
+        match item {
+            Item::Outbox(Event::Begin { commit_lsn, .. }) => self.pass_begin(commit_lsn),
+            Item::Outbox(Event::Task(task)) => self.pass_task(task),
+            Item::Outbox(Event::Commit { end_lsn }) => match self.passing {
+                Passing::Open { .. } => {
+                    self.watermark.commit(end_lsn);
+                    self.passing = Passing::Between;
+                }
+                Passing::Known | Passing::Between => self.passing = Passing::Between,
+                Passing::Closed => {}
+            },
+            Item::Keepalive(wal_end) => {
+                if let Passing::Between = self.passing {
+                    self.watermark.keepalive(wal_end);
+                }
+            }
+        }
+    }
+
+    fn pass_begin(&mut self, commit_lsn: Lsn) {
+        let closed = matches!(self.passing, Passing::Closed);
+        if closed || self.is_draining() && !self.watermark.in_transaction() {
+            self.passing = Passing::Closed;
+            return;
+        }
+        self.passing = match self.watermark.begin(commit_lsn) {
+            Ok(Begun::Open { ticket, skip }) => Passing::Open { ticket, skip },
+            Ok(Begun::Known) => Passing::Known,
+            Err(gap) => {
+                self.drain(halted(Stop::SlotLost, gap.to_string()));
+                Passing::Closed
+            }
+        };
+    }
+
+    fn pass_task(&mut self, task: Task) {
+        let Passing::Open { ticket, skip } = self.passing else {
+            self.bytes -= task.size();
+            return;
+        };
+        if task.position.ordinal < skip {
+            self.bytes -= task.size();
+            return;
+        }
+        self.watermark.open();
+        let Some(route) = self.router.route(task.name()) else {
+            let cause = crate::sink::Cause::new(
+                "no [[route]] matches its name; add one, with task = \"*\" for all the rest",
+            );
+            self.reject(&task, &cause);
+            return;
+        };
+        let sink = self.sink_of_route[route];
+        let lanes = self.outgoing[sink].len();
+        let lane = match (lanes, task.key()) {
+            (1, _) => 0,
+            (_, Some(key)) => {
+                let mut hasher = self.hasher.build_hasher();
+                hasher.write(key);
+                (hasher.finish() % lanes as u64) as usize
+            }
+            (_, None) => {
+                self.spread = self.spread.wrapping_add(1);
+                self.spread % lanes
+            }
+        };
+        self.outgoing[sink][lane].push(Passage {
+            task,
+            ticket,
+            route,
+        });
+    }
+
+    fn send_off(&mut self) {
+        for (sink, lanes) in self.outgoing.iter_mut().enumerate() {
+            for (lane, passages) in lanes.iter_mut().enumerate() {
+                if passages.is_empty() {
+                    continue;
+                }
+                let sent = self.sinks[sink].lanes[lane].try_send(std::mem::take(passages));
+                // The budget bounds what is in the lanes, and a lane ends only after the relay; a lane that died is
+                // noticed by the supervisor.
+                debug_assert!(!matches!(sent, Err(mpsc::error::TrySendError::Full(_))));
+            }
+        }
+    }
+
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Delivered {
+                counts,
+                tasks,
+                bytes,
+            } => {
+                for (ticket, count) in counts {
+                    self.watermark.settle(ticket, count);
+                }
+                self.delivered += tasks;
+                self.bytes -= bytes;
+            }
+            Report::Rejected { task, cause } => self.reject(&task, &cause),
+        }
+    }
+
+    /// Without a hold table a task that can never be delivered stops the daemon: anything else would lose it.
+    fn reject(&mut self, task: &Task, cause: &crate::sink::Cause) {
+        self.rejected += 1;
+        let message = format!(
+            "task {} ({:?}), committed at {}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
+             the slot, and is tried again at the next start. Correct the configuration",
+            task.id(),
+            task.name(),
+            task.position.commit_lsn,
+        );
+        self.drain(halted(Stop::Runtime, message));
+    }
+
+    fn is_draining(&self) -> bool {
+        matches!(self.phase, Phase::Draining { .. })
+    }
+
+    /// Begins to drain. What was there first decides how the daemon ends, but an error is not hidden by a signal.
+    fn drain(&mut self, end: End) {
+        match &mut self.phase {
+            Phase::Running => {
+                if let End::Clean = end {
+                    info!(in_flight = self.watermark.outstanding(), "draining");
+                }
+                self.phase = Phase::Draining {
+                    deadline: Instant::now() + DRAIN_WITHIN,
+                    end,
+                };
+            }
+            Phase::Draining {
+                end: first @ End::Clean,
+                ..
+            } => *first = end,
+            Phase::Draining { .. } => {}
+        }
+    }
+
+    fn drained(&self) -> bool {
+        let settled = self.watermark.outstanding() == self.rejected;
+        // A transaction of which only a part was taken is completed, or it would all come again; but not if it cannot be.
+        self.is_draining()
+            && settled
+            && (!self.watermark.in_transaction() || self.session.is_none())
+    }
+
+    fn publish(&mut self) {
+        let Some(session) = self.session else { return };
+        let lsn = self.watermark.confirmed();
+        self.channels.confirmed.send_if_modified(|known| {
+            let news = known.lsn != lsn && known.generation == session.generation;
+            known.lsn = if news { lsn } else { known.lsn };
+            news
+        });
+        if !self.is_draining()
+            && session
+                .until
+                .is_some_and(|until| until != Lsn::ZERO && lsn.lsn() >= until)
+        {
+            info!(until = ?session.until, "everything up to there is settled");
+            self.drain(End::Clean);
+        }
+    }
+
+    fn into_end(&mut self) -> End {
+        match std::mem::replace(&mut self.phase, Phase::Running) {
+            Phase::Draining { end, .. } => end,
+            Phase::Running => End::Clean,
+        }
+    }
+}
+
+fn halted(stop: Stop, words: impl Into<String>) -> End {
+    End::Halted(Halt {
+        stop,
+        words: words.into(),
+    })
+}
+
+async fn sleep_until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(deadline.into()).await;
+    }
+}

@@ -1,0 +1,351 @@
+//! The broker URL as Celery reads it (kombu documentation, chapter "Connections and transports").
+//!
+//! `redis://[[user]:password@]host[:port][/db]`, `rediss://` with `ssl_cert_reqs`, `ssl_ca_certs`, `ssl_certfile`,
+//! `ssl_keyfile` and `ssl_check_hostname`, `redis+socket:///path?virtual_host=db`, `unix:///path?db=db`.
+//! User, password, host and paths are percent-encoded.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use percent_encoding::percent_decode_str;
+use secrecy::SecretString;
+
+/// Where a Redis broker is, and how to get in.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// The socket.
+    pub place: Place,
+    /// The ACL user; Redis's `default`, if none.
+    pub user: Option<String>,
+    /// The password.
+    pub password: Option<SecretString>,
+    /// The database.
+    pub db: u32,
+    /// Set for `rediss://`.
+    pub tls: Option<Tls>,
+}
+
+/// A socket.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// TCP.
+    Tcp {
+        /// A name or an address, without brackets.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+/// How `rediss://` is encrypted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tls {
+    /// Whether the server must show a certificate that we trust.
+    pub verify: bool,
+    /// Whether the certificate must be for the host's name.
+    pub check_hostname: bool,
+    /// A file of certificates that we trust, instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Our certificate.
+    pub certificate: Option<PathBuf>,
+    /// Its key.
+    pub key: Option<PathBuf>,
+}
+
+/// Where the broker is, without user, password and options; for logs.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        let db = self.db;
+        match &self.place {
+            Place::Tcp { host, port } if host.contains(':') => {
+                write!(f, "{scheme}://[{host}]:{port}/{db}")
+            }
+            Place::Tcp { host, port } => write!(f, "{scheme}://{host}:{port}/{db}"),
+            Place::Unix(path) => write!(f, "redis+socket://{}?virtual_host={db}", path.display()),
+        }
+    }
+}
+
+/// Reads a broker URL.
+///
+/// # Errors
+/// Says what is wrong, without showing the URL: it may hold a password.
+pub fn parse(url: &str) -> Result<Address, String> {
+    let (scheme, rest) = url.split_once("://").ok_or(
+        "is no URL: write it as in the Celery application, redis://host:6379/0 for instance",
+    )?;
+    if url.contains(';') {
+        return Err(
+            "names several brokers: failover between them is not offered, name one".to_owned(),
+        );
+    }
+    match scheme {
+        "redis" | "rediss" | "redis+socket" | "unix" => {}
+        "amqp" | "amqps" | "pyamqp" | "librabbitmq" => {
+            return Err(format!(
+                "begins with {scheme}://, and RabbitMQ is not in this build yet"
+            ));
+        }
+        "sentinel" => {
+            return Err(
+                "begins with sentinel://, and Redis Sentinel is not in this build yet".to_owned(),
+            );
+        }
+        _ => {
+            return Err(
+                "has a scheme that is not known: redis://, rediss:// and redis+socket:// are"
+                    .to_owned(),
+            );
+        }
+    }
+    let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let socket = matches!(scheme, "redis+socket" | "unix");
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let (user, password, host) = match authority.rsplit_once('@') {
+        Some((login, host)) => {
+            let (user, password) = login.split_once(':').unwrap_or((login, ""));
+            (filled(decode(user)?), filled(decode(password)?), host)
+        }
+        None => (None, None, authority),
+    };
+    let mut address = Address {
+        place: Place::Unix(PathBuf::new()),
+        user,
+        password: password.map(SecretString::from),
+        db: 0,
+        tls: (scheme == "rediss").then_some(Tls {
+            verify: true,
+            check_hostname: true,
+            ca: None,
+            certificate: None,
+            key: None,
+        }),
+    };
+    if socket {
+        if !host.is_empty() || path.is_empty() {
+            return Err(
+                "needs the socket's full path after three slashes: redis+socket:///run/redis.sock"
+                    .to_owned(),
+            );
+        }
+        address.place = Place::Unix(PathBuf::from(format!("/{}", decode(path)?)));
+    } else {
+        address.place = tcp(host)?;
+        address.db = database(&decode(path)?)?;
+    }
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        set_option(&mut address, name, &decode(&value.replace('+', " "))?)?;
+    }
+    if let Some(tls) = &address.tls
+        && tls.certificate.is_some() != tls.key.is_some()
+    {
+        return Err("must give ssl_certfile and ssl_keyfile together".to_owned());
+    }
+    Ok(address)
+}
+
+fn decode(text: &str) -> Result<String, String> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map(|text| text.into_owned())
+        .map_err(|_| "holds a percent-encoding that is no UTF-8".to_owned())
+}
+
+fn filled(text: String) -> Option<String> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn tcp(host: &str) -> Result<Place, String> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (name, port) = rest
+                .split_once(']')
+                .ok_or("lacks the ] after an IPv6 address")?;
+            (name, port.strip_prefix(':').unwrap_or(port))
+        }
+        None => host.split_once(':').unwrap_or((host, "")),
+    };
+    let port = if port.is_empty() {
+        6379
+    } else {
+        port.parse()
+            .map_err(|_| "has a port that is no number from 1 to 65535".to_owned())?
+    };
+    let name = filled(decode(name)?).unwrap_or("127.0.0.1".to_owned());
+    Ok(Place::Tcp { host: name, port })
+}
+
+fn database(text: &str) -> Result<u32, String> {
+    let number = text.trim_matches('/');
+    if number.is_empty() {
+        return Ok(0);
+    }
+    number
+        .parse()
+        .map_err(|_| "must end in a database number, such as /0".to_owned())
+}
+
+fn set_option(address: &mut Address, name: &str, value: &str) -> Result<(), String> {
+    if matches!(name, "virtual_host" | "db") && matches!(address.place, Place::Unix(_)) {
+        address.db = database(value)?;
+        return Ok(());
+    }
+    let known = matches!(
+        name,
+        "ssl_cert_reqs" | "ssl_ca_certs" | "ssl_certfile" | "ssl_keyfile" | "ssl_check_hostname"
+    );
+    let tls = match &mut address.tls {
+        Some(tls) if known => tls,
+        None if known => {
+            return Err(format!(
+                "has the option {name}, which is for rediss:// only"
+            ));
+        }
+        _ => {
+            return Err(
+                "has an option that is not known: ssl_cert_reqs, ssl_ca_certs, ssl_certfile, ssl_keyfile and \
+                 ssl_check_hostname are, and virtual_host for a socket"
+                    .to_owned(),
+            );
+        }
+    };
+    let path = || filled(value.to_owned()).map(PathBuf::from);
+    match name {
+        "ssl_ca_certs" => tls.ca = path(),
+        "ssl_certfile" => tls.certificate = path(),
+        "ssl_keyfile" => tls.key = path(),
+        "ssl_check_hostname" => tls.check_hostname = !value.eq_ignore_ascii_case("false"),
+        // A server always shows a certificate, so "optional" is as good as "required".
+        _ => match value {
+            "CERT_REQUIRED" | "required" | "CERT_OPTIONAL" | "optional" => tls.verify = true,
+            "CERT_NONE" | "none" => tls.verify = false,
+            _ => return Err("must give ssl_cert_reqs as required, optional or none".to_owned()),
+        },
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+
+    use super::*;
+
+    fn login(address: &Address) -> (Option<&str>, Option<&str>) {
+        let password = address.password.as_ref().map(|p| p.expose_secret());
+        (address.user.as_deref(), password)
+    }
+
+    #[test]
+    fn reads_what_celery_reads() {
+        for (url, shown, user, password) in [
+            ("redis://", "redis://127.0.0.1:6379/0", None, None),
+            ("redis://localhost", "redis://localhost:6379/0", None, None),
+            (
+                "redis://localhost:6380/",
+                "redis://localhost:6380/0",
+                None,
+                None,
+            ),
+            (
+                "redis://localhost//3",
+                "redis://localhost:6379/3",
+                None,
+                None,
+            ),
+            (
+                "redis://:p%40ss%2Fw@h:1/15",
+                "redis://h:1/15",
+                None,
+                Some("p@ss/w"),
+            ),
+            (
+                "redis://me:a:b@h",
+                "redis://h:6379/0",
+                Some("me"),
+                Some("a:b"),
+            ),
+            ("redis://me@h", "redis://h:6379/0", Some("me"), None),
+            (
+                "redis://:pw@[::1]:7000/2",
+                "redis://[::1]:7000/2",
+                None,
+                Some("pw"),
+            ),
+            ("rediss://h:6380/1", "rediss://h:6380/1", None, None),
+            (
+                "redis+socket:///run/my%20redis.sock?virtual_host=4",
+                "redis+socket:///run/my redis.sock?virtual_host=4",
+                None,
+                None,
+            ),
+            (
+                "redis+socket://:pw@/run/redis.sock",
+                "redis+socket:///run/redis.sock?virtual_host=0",
+                None,
+                Some("pw"),
+            ),
+            (
+                "unix:///run/redis.sock?db=2",
+                "redis+socket:///run/redis.sock?virtual_host=2",
+                None,
+                None,
+            ),
+        ] {
+            let address = parse(url).unwrap();
+            assert_eq!(address.to_string(), shown, "{url}");
+            assert_eq!(login(&address), (user, password), "{url}");
+            assert!(!format!("{address:?}").contains("p@ss"));
+        }
+        let address = parse(
+            "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=%2Fetc%2Fca.pem&ssl_certfile=/c&ssl_keyfile=/k&ssl_check_hostname=False",
+        );
+        let expected = Tls {
+            verify: false,
+            check_hostname: false,
+            ca: Some("/etc/ca.pem".into()),
+            certificate: Some("/c".into()),
+            key: Some("/k".into()),
+        };
+        assert_eq!(address.unwrap().tls, Some(expected));
+    }
+
+    #[test]
+    fn says_what_is_wrong_without_showing_the_password() {
+        for (url, words) in [
+            ("localhost:6379", "no URL"),
+            ("amqp://u:s3cret@h", "not in this build yet"),
+            ("amqps://u:s3cret@h", "not in this build yet"),
+            ("sentinel://:s3cret@h", "not in this build yet"),
+            ("sqs://s3cret", "scheme"),
+            ("redis://:s3cret@a/0;redis://:s3cret@b/0", "several brokers"),
+            ("redis://:s3cret@h:port/0", "port"),
+            ("redis://:s3cret@h:70000/0", "port"),
+            ("redis://:s3cret@[::1/0", "IPv6"),
+            ("redis://:s3cret@h/celery", "database number"),
+            ("redis://:s3cret@h/-1", "database number"),
+            ("redis://:s3cret%ff@h/0", "percent-encoding"),
+            ("redis://:s3cret@h?ssl_cert_reqs=none", "rediss:// only"),
+            ("redis://:s3cret@h?tiemout=1", "not known"),
+            (
+                "rediss://:s3cret@h?ssl_cert_reqs=maybe",
+                "required, optional or none",
+            ),
+            ("rediss://:s3cret@h?ssl_certfile=/c", "together"),
+            ("redis+socket://:s3cret@run/redis.sock", "three slashes"),
+            ("redis+socket://", "three slashes"),
+        ] {
+            let error = parse(url).unwrap_err();
+            assert!(error.contains(words), "{url}: {error}");
+            assert!(!error.contains("s3cret"), "{url}: {error}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Floor 8: starts the parts, and is the only one that does; hears the signals; ends with an exit code.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tracing::error;
+
+use crate::delivery::Lane;
+use crate::gate::watcher::Watch;
+use crate::intake::{self, Confirmation, Intake, Order};
+use crate::relay::{self, Budget, End, LANE_SLACK, Relay, SinkLanes};
+use crate::route::Router;
+use crate::sink::Sink;
+use crate::units::BackoffRange;
+
+/// Messages between intake and relay that are under way. Few: each is a whole read's worth.
+const MESSAGES: usize = 2;
+/// Reports of lanes that are under way.
+const REPORTS: usize = 64;
+/// Pauses while a sink is away.
+const OUTAGE: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
+
+/// A sink's part of a [`Plan`].
+pub struct PlannedSink {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// One client for each of its lanes.
+    pub lanes: Vec<Box<dyn Sink>>,
+}
+
+/// What is to run: the configuration, checked and resolved.
+pub struct Plan {
+    /// The stream.
+    pub intake: Intake,
+    /// The gate; `None` where it is switched off.
+    pub gate: Option<Watch>,
+    /// The routes.
+    pub router: Router,
+    /// By route: index of its sink.
+    pub sink_of_route: Vec<usize>,
+    /// By route: pauses between attempts.
+    pub backoffs: Arc<[BackoffRange]>,
+    /// The sinks.
+    pub sinks: Vec<PlannedSink>,
+    /// What may be held in memory.
+    pub budget: Budget,
+}
+
+/// Runs the plan to its end.
+///
+/// # Errors
+/// When the process cannot have a thread, a runtime, or its signals.
+pub fn run(plan: Plan) -> std::io::Result<End> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(run_parts(plan))
+}
+
+async fn run_parts(plan: Plan) -> std::io::Result<End> {
+    let (messages, from_intake) = mpsc::channel(MESSAGES);
+    let (confirmed, confirmable) = watch::channel(Confirmation::default());
+    let (orders, ordered) = watch::channel(Order::default());
+    let (reports, from_lanes) = mpsc::channel(REPORTS);
+    let (signalled, signals) = watch::channel(0);
+
+    let mut tasks = JoinSet::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            signalled.send_modify(|count| *count = 2.min(*count + 1));
+        }
+    });
+
+    let capacity = usize::try_from(plan.budget.tasks)
+        .unwrap_or(usize::MAX / 4)
+        .saturating_add(LANE_SLACK);
+    let mut lanes = JoinSet::new();
+    let mut sinks = Vec::new();
+    for planned in plan.sinks {
+        let mut senders = Vec::new();
+        for sink in planned.lanes {
+            let (tasks_in, inbox) =
+                mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
+            let lane = Lane {
+                name: planned.name.clone(),
+                sink,
+                backoffs: plan.backoffs.clone(),
+                outage_backoff: OUTAGE,
+                inbox,
+                reports: reports.clone(),
+            };
+            lanes.spawn(lane.run());
+            senders.push(tasks_in);
+        }
+        sinks.push(SinkLanes { lanes: senders });
+    }
+    drop(reports);
+
+    let channels = intake::Channels {
+        messages,
+        confirmed: confirmable,
+        orders: ordered,
+    };
+    let intake = spawn_intake(plan.intake, channels)?;
+    let relay = Relay::new(
+        plan.router,
+        plan.sink_of_route,
+        sinks,
+        plan.gate,
+        plan.budget,
+        relay::Channels {
+            messages: from_intake,
+            confirmed,
+            orders,
+            reports: from_lanes,
+            signals,
+        },
+    );
+    let end = relay.run().await;
+    if tokio::task::spawn_blocking(move || intake.join())
+        .await
+        .is_err()
+    {
+        error!("the intake's thread has ended unexpectedly");
+    }
+    Ok(end)
+}
+
+/// The reader has a thread and a runtime of its own: under load it sleeps between reads.
+fn spawn_intake(
+    intake: Intake,
+    channels: intake::Channels,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("intake".to_owned())
+        .spawn(move || runtime.block_on(intake.run(channels)))
+}
