@@ -261,7 +261,7 @@ async fn a_list_that_is_not_ours_harms_no_other() {
     let outcomes: Vec<String> = deliver(&mut sink, &tasks).await.iter().map(words).collect();
     for n in [1, 2] {
         assert!(
-            outcomes[n].starts_with("reject: broker_url's user may not write to the list taken"),
+            outcomes[n].starts_with("reject: broker_url's user may not use the key taken"),
             "{outcomes:?}"
         );
     }
@@ -274,6 +274,13 @@ async fn a_list_that_is_not_ours_harms_no_other() {
         ("delivered", "delivered")
     );
     assert_eq!(server.ids("celery"), ["1", "5"]);
+
+    // The same for bindings that this user may not read.
+    let options = r#"{"exchange": "x", "routing_key": "y"}"#;
+    let tasks = [task("6", &[(Field::Options, options)]), task("7", &[])];
+    let outcomes: Vec<String> = deliver(&mut sink, &tasks).await.iter().map(words).collect();
+    assert!(outcomes[0].contains("_kombu.binding.x"), "{outcomes:?}");
+    assert_eq!(outcomes[1], "delivered");
 }
 
 #[tokio::test]
