@@ -9,6 +9,8 @@
 //! - A task that has expired is sent none the less: the worker discards it and records it as revoked, as it does with
 //!   those that expire while they wait. `expires_at = -infinity` is refused, it can only be a mistake.
 //! - `run_at` and `expires_at` of `infinity`: never to run is refused; never to expire is no expiry.
+//! - `options.chord` is carried, but a chord's end needs more than messages: the application tells its result backend how
+//!   many tasks there are (`app.backend.set_chord_size(group, count)`), in its own process, as Celery's `chord()` does.
 //! - `payload` alone is refused: Celery calls functions, and only the application knows which argument it is.
 
 use std::borrow::Cow;

@@ -9,6 +9,8 @@ pub mod json;
 pub mod kombu;
 mod options;
 mod ready;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::borrow::Cow;
