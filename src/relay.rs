@@ -193,7 +193,7 @@ impl Relay {
                         in_flight = self.watermark.outstanding(),
                         "what is in flight was not delivered in time; it is not lost, and some of it may be sent twice"
                     );
-                    break self.into_end();
+                    break self.take_end();
                 }
                 Wake::Report(report) => self.report(report),
                 Wake::News(News::Cleared(clearance)) => self.cleared(clearance),
@@ -210,7 +210,7 @@ impl Relay {
             }
             self.publish();
             if self.drained() {
-                break self.into_end();
+                break self.take_end();
             }
         };
         info!(delivered = self.delivered, confirmed = %self.watermark.confirmed().lsn(), "stopping");
@@ -521,7 +521,7 @@ impl Relay {
         }
     }
 
-    fn into_end(&mut self) -> End {
+    fn take_end(&mut self) -> End {
         match std::mem::replace(&mut self.phase, Phase::Running) {
             Phase::Draining { end, .. } => end,
             Phase::Running => End::Clean,

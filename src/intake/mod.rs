@@ -79,6 +79,10 @@ pub struct Halt {
 
 /// One event of the stream.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are tasks; a box for each would cost more than the room"
+)]
 pub enum Item {
     /// Of the outbox.
     Outbox(Event),
