@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -15,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::delivery::{Passage, Report};
 use crate::gate::clearance::Clearance;
-use crate::gate::watcher::{News, Wanted, Watch};
+use crate::gate::watcher::{News, Wanted};
 use crate::intake::{Batch, Confirmation, Halt, Item, Line, Order, Session};
 use crate::outbox::Task;
 use crate::outbox::assembler::Event;
@@ -46,6 +47,16 @@ pub struct SinkLanes {
     /// Where each lane takes its tasks.
     pub lanes: Vec<mpsc::Sender<Vec<Passage>>>,
 }
+
+/// Starts the watch over visibility for one session: of this walsender, answering what is wanted with news.
+pub type Gate = Box<
+    dyn Fn(
+            u32,
+            watch::Receiver<Option<Wanted>>,
+            mpsc::Sender<News>,
+        ) -> Pin<Box<dyn Future<Output = ()> + Send>>
+        + Send,
+>;
 
 /// The relay's ends of its channels.
 #[derive(Debug)]
@@ -112,7 +123,7 @@ pub struct Relay {
     /// By route: index of its sink.
     sink_of_route: Vec<usize>,
     sinks: Vec<SinkLanes>,
-    gate: Option<Watch>,
+    gate: Option<Gate>,
     budget: Budget,
     channels: Channels,
 
@@ -160,7 +171,7 @@ impl Relay {
         router: Router,
         sink_of_route: Vec<usize>,
         sinks: Vec<SinkLanes>,
-        gate: Option<Watch>,
+        gate: Option<Gate>,
         budget: Budget,
         channels: Channels,
     ) -> Relay {
@@ -328,7 +339,7 @@ impl Relay {
             self.wanted = wanted;
             self.news = hears;
             self.watchers
-                .spawn(gate.clone().run(session.walsender_pid, wants, news));
+                .spawn(gate(session.walsender_pid, wants, news));
         }
     }
 

@@ -11,7 +11,7 @@ use tracing::error;
 use crate::delivery::Lane;
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
-use crate::relay::{self, Budget, End, LANE_SLACK, Relay, SinkLanes};
+use crate::relay::{self, Budget, End, Gate, LANE_SLACK, Relay, SinkLanes};
 use crate::route::Router;
 use crate::sink::Sink;
 use crate::units::BackoffRange;
@@ -120,7 +120,7 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         plan.router,
         plan.sink_of_route,
         sinks,
-        plan.gate,
+        plan.gate.map(gate),
         plan.budget,
         relay::Channels {
             batches: from_intake,
@@ -139,6 +139,10 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         error!("the intake's thread has ended unexpectedly");
     }
     Ok(end)
+}
+
+fn gate(watch: Watch) -> Gate {
+    Box::new(move |walsender, wanted, news| Box::pin(watch.clone().run(walsender, wanted, news)))
 }
 
 /// The reader has a thread and a runtime of its own: under load it sleeps between reads.

@@ -31,9 +31,12 @@ const REPLY_SPACING: Duration = Duration::from_millis(20);
 const DEMANDS_AT_SHUTDOWN: u32 = 20;
 /// A server that has been silent for so long, though asked, is gone.
 const SILENCE: Duration = Duration::from_secs(35);
-/// How long a server that is shutting down is kept waiting for what is in flight; and how long the end of a session,
-/// with its last status update, may take.
-const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+/// How long a server that is shutting down is kept waiting for what is in flight.
+const SETTLE_WITHIN: Duration = Duration::from_millis(1500);
+/// How long such a server may then take to read the last status update and to close.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
+/// The same for any other server: to go without its answer could lose the update, and send tasks twice.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 struct Pump<S> {
     stream: Stream<S>,
@@ -83,13 +86,16 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
     let ended = pump.run(channels, watch).await;
     channels.line.send_replace(Line::Down);
     // What is settled by now is confirmed, so that it does not come again; a broken socket refuses it.
-    if let Ended::Finished | Ended::Left = ended {
-        let last = async {
-            let _ = pump.send_status(channels, false).await;
-            pump.stream.close(LEAVE_WITHIN).await;
-        };
-        let _ = timeout(LEAVE_WITHIN, last).await;
-    }
+    let patience = match ended {
+        Ended::Finished => CLOSE_WITHIN,
+        Ended::Left => LEAVE_WITHIN,
+        Ended::Failed(_) => return ended,
+    };
+    let last = async {
+        let _ = pump.send_status(channels, false).await;
+        pump.stream.close(patience).await;
+    };
+    let _ = timeout(patience, last).await;
     ended
 }
 
@@ -249,7 +255,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     fn leave(&mut self) {
         if self.leave_at.is_none() {
             warn!("the server is shutting down; confirming what is settled and leaving");
-            let at = Instant::now() + LEAVE_WITHIN;
+            let at = Instant::now() + SETTLE_WITHIN;
             self.leave_at = Some(at);
             self.next_status = self.next_status.min(at);
         }
