@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::demo;
+use super::{demo, init};
 use crate::intake::Until;
 use crate::pg::Lsn;
 
@@ -43,11 +43,7 @@ pub(super) enum Command {
     /// Read commits and dispatch their tasks, until stopped
     Run(Run),
     /// Create the schema, the outbox, the roles, the publication and the slot
-    Init {
-        /// Print the SQL and change nothing
-        #[arg(long)]
-        print: bool,
-    },
+    Init(init::Args),
     /// Check the configuration, without connecting to anything
     Check,
     /// Show the problem and the cure, on a private Postgres
@@ -125,7 +121,10 @@ mod tests {
             assert!(matches!(args.command, Some(Command::Check)), "{line}");
         }
         let print = parse("init --print").expect("it is a command").command;
-        assert!(matches!(print, Some(Command::Init { print: true })));
+        assert!(matches!(
+            print,
+            Some(Command::Init(init::Args { print: true, .. }))
+        ));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use crate::preflight::Class;
 use crate::replication::Stop;
 
 /// How a process of ours ends.
@@ -28,6 +29,16 @@ impl From<Stop> for Code {
             Stop::SlotLost | Stop::PublicationLost => Code::Lost,
             Stop::Configuration => Code::Config,
             Stop::Runtime => Code::Runtime,
+        }
+    }
+}
+
+impl From<Class> for Code {
+    fn from(class: Class) -> Code {
+        match class {
+            Class::Temporary => Code::Temporary,
+            Class::Configuration => Code::Config,
+            Class::Lost => Code::Lost,
         }
     }
 }

@@ -1,14 +1,228 @@
-//! `aftercommit init`
+//! `aftercommit init`: makes what the daemon needs on the server, or prints the SQL.
 
-use super::Failure;
+use std::io::{self, Write};
+
+use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::Client;
+
 use super::exit::Code;
+use super::{Failure, plan};
 use crate::config::Config;
+use crate::control::{self, ApplyError, Event, Wanted};
+use crate::outbox::{Columns, TableName};
+use crate::preflight::{
+    self, Class, Expectation, Finding, Severity, judge_ground, judge_table, worst,
+};
+use crate::replication::{self, Policy, Target, connect_sql};
 
-/// Creates what the daemon needs in the database, or prints the SQL.
-pub(super) fn execute(config: &Config, print: bool) -> Result<(), Failure> {
-    let slot = &config.postgres.slot;
-    Err(Failure::new(
-        Code::Runtime,
-        format!("init is not wired yet (slot {slot}, print {print})"),
-    ))
+/// Make what the daemon needs in the database: schema, outbox table, enqueue(), roles, publication and slot.
+///
+/// Running it again changes nothing that is there. With an outbox table of your own (outbox.table), only the
+/// publication and the slot are made.
+///
+/// It connects by --url, else by postgres.url of the configuration. Everything can be made by a superuser, or by a
+/// role that owns the database and has CREATEROLE and REPLICATION. A role without CREATEROLE can do it too: it leaves
+/// out the groups aftercommit_app and aftercommit_daemon, and prints the SQL for them. The role that the daemon logs in
+/// as is yours to make: create role aftercommit login replication password '...'.
+///
+/// Exit codes: 0 the daemon can run; 78 something is left to do, and printed; 75 the server is away.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Print the SQL, for psql, and connect to nothing.
+    #[arg(long)]
+    pub print: bool,
+
+    /// Connect as this administrator instead of as the daemon's role.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "AFTERCOMMIT_ADMIN_URL",
+        hide_env_values = true,
+        conflicts_with = "print"
+    )]
+    pub url: Option<SecretString>,
+}
+
+/// Runs the command.
+pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
+    let columns = Columns::new(&config.outbox)
+        .map_err(|error| Failure::new(Code::Config, format!("[outbox]: {error}")))?;
+    let target = plan::primary(config).map_err(|why| Failure::new(Code::Config, why))?;
+    let postgres = &config.postgres;
+    let wanted = Wanted {
+        table: columns.table().clone(),
+        slot: postgres.slot.clone(),
+        publication: postgres.publication.clone(),
+        login: Some(target.user().to_owned()),
+    };
+    let mut out = io::stdout();
+    if args.print {
+        return print(&wanted, &mut out)
+            .map_err(|error| Failure::new(Code::Runtime, format!("cannot write: {error}")));
+    }
+    let mut expected = Expectation::new(&columns, &postgres.slot, &postgres.publication);
+    expected.role = Some(target.user().to_owned());
+    let target = match &args.url {
+        Some(url) => Target::parse(url.expose_secret(), None)
+            .map_err(|why| Failure::new(Code::Config, format!("--url: {why}")))?,
+        None => target,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime =
+        runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
+    runtime.block_on(async {
+        let client = connect_sql(&target, "aftercommit init")
+            .await
+            .map_err(unreachable)?;
+        let observer = connect_sql(&target, "aftercommit init")
+            .await
+            .map_err(unreachable)?;
+        match apply(&client, &observer, &wanted, &expected, &mut out).await {
+            Ok(None) => Ok(()),
+            Ok(Some(class)) => Err(Failure::new(
+                Code::from(class),
+                "the daemon cannot run yet; what is left to do is told above",
+            )),
+            Err(error) => Err(Failure::new(error.code(), error.to_string())),
+        }
+    })
+}
+
+fn unreachable(error: replication::Error) -> Failure {
+    let code = match error.policy() {
+        Policy::Stop(stop) => Code::from(stop),
+        Policy::Reconnect | Policy::StandBy => Code::Temporary,
+    };
+    Failure::new(code, error.to_string())
+}
+
+/// `init` did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A step failed.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The server could not be looked at.
+    #[error("the server's catalogs cannot be read: {}", control::in_words(.0))]
+    Look(#[from] tokio_postgres::Error),
+    /// The output was closed.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Error {
+    /// 78 where the server refuses, 75 where it is away, 1 for the output.
+    pub fn code(&self) -> Code {
+        let refused = match self {
+            Error::Apply(e) => e.code().is_some(),
+            Error::Look(e) => e.code().is_some(),
+            Error::Output(_) => return Code::Runtime,
+        };
+        match refused {
+            true => Code::Config,
+            false => Code::Temporary,
+        }
+    }
+}
+
+/// `init --print`.
+///
+/// # Errors
+/// Those of the output.
+pub fn print(wanted: &Wanted, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(control::script(wanted).as_bytes())
+}
+
+/// Applies the plan, a line per step, and looks at the result as the daemon will: `expected.role` is its role.
+///
+/// `observer` is a second connection to the same server, see [`control::apply`]. Returns the class of what keeps the
+/// daemon from running, if anything does; it has been written to `out`, with its remedy.
+///
+/// # Errors
+/// A step that failed; those before it stay.
+pub async fn apply(
+    client: &Client,
+    observer: &Client,
+    wanted: &Wanted,
+    expected: &Expectation,
+    out: &mut (dyn Write + Send),
+) -> Result<Option<Class>, Error> {
+    let ours = wanted.table == TableName::ours();
+    let before = preflight::facts(client, expected).await?;
+    let mut refused = judge_ground(&before);
+    if !ours {
+        refused.extend(judge_table(&before, expected));
+    }
+    if let Some(class) = worst(&refused) {
+        tell(&refused, out)?;
+        return Ok(Some(class));
+    }
+
+    let mut written = Ok(());
+    let mut left = false;
+    control::apply(client, observer, wanted, &mut |event| {
+        left |= matches!(event, Event::Left(_));
+        if written.is_ok() {
+            written = line(&event, out);
+        }
+    })
+    .await?;
+    written?;
+
+    let report = preflight::preflight(client, expected).await?;
+    tell(&report.findings, out)?;
+    if ours && !left {
+        writeln!(
+            out,
+            "Let your application in: grant aftercommit_app to <its role>;"
+        )?;
+    }
+    Ok(report.fatal())
+}
+
+fn line(event: &Event<'_>, out: &mut dyn Write) -> io::Result<()> {
+    match event {
+        Event::Created(step) => writeln!(out, "created        {}", step.what),
+        Event::AlreadyThere(step) => writeln!(out, "already there  {}", step.what),
+        Event::Left(step) => {
+            writeln!(
+                out,
+                "left out       {}: it takes an administrator, by --url or with this SQL:",
+                step.what
+            )?;
+            for line in step.by_hand.lines() {
+                writeln!(out, "    {line}")?;
+            }
+            Ok(())
+        }
+        Event::WaitingForOther => {
+            writeln!(
+                out,
+                "waiting        for another init on this database to finish"
+            )
+        }
+        Event::WaitingFor(blockers) => {
+            writeln!(
+                out,
+                "waiting        for open transactions to end; a slot begins where there is none:"
+            )?;
+            for blocker in *blockers {
+                writeln!(out, "    {blocker}; to end it: {}", blocker.remedy())?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn tell(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
+    for finding in findings {
+        let word = match finding.severity {
+            Severity::Fatal(_) => "to do",
+            Severity::Warning => "warning",
+        };
+        writeln!(out, "{word}: {finding}")?;
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@ mod check;
 mod completions;
 pub mod demo;
 pub mod exit;
-mod init;
+pub mod init;
 mod output;
 mod plan;
 mod run;
@@ -42,7 +42,7 @@ fn execute(args: Args) -> Result<ExitCode, Failure> {
     match args.command {
         None => run::execute(&load(config)?, args.run.until)?,
         Some(Command::Run(run)) => run::execute(&load(config)?, run.until)?,
-        Some(Command::Init { print }) => init::execute(&load(config)?, print)?,
+        Some(Command::Init(args)) => init::execute(&load(config)?, &args)?,
         Some(Command::Check) => {
             let path = required(config)?;
             check::execute(&path, &read(&path)?)?;

@@ -57,7 +57,7 @@ impl<'i> Document<'i> {
                 Err(error) => error,
             };
             let place = error.span().unwrap_or_default();
-            let path = tree::find(self.tree.get_ref(), &place).unwrap_or_default();
+            let path = self.path_of(&place, error.message());
             if let Some(key) = between_backticks(error.message(), "missing field ") {
                 if self.removed.iter().any(|removed| removed == key) {
                     return None;
@@ -75,17 +75,34 @@ impl<'i> Document<'i> {
         None
     }
 
+    /// What stands at the place of an error. A list that is written `[[...]]` has the place of its first element, and
+    /// only the message tells which of the two is meant.
+    fn path_of(&self, place: &Range<usize>, message: &str) -> Path {
+        let table = self.tree.get_ref();
+        let mut path = tree::find(table, place).unwrap_or_default();
+        if let (true, Some((_, list))) = (tree::is_element(&path), path.split_last()) {
+            let same = tree::value(table, list).is_some_and(|list| list.span() == *place);
+            if same && message.starts_with("invalid type: sequence") {
+                path.pop();
+            }
+        }
+        path
+    }
+
     fn explain(&self, message: &str, path: &[String], place: Range<usize>) -> Problem {
         let value = tree::value(self.tree.get_ref(), path);
         if let Some(key) = between_backticks(message, "unknown field ") {
             let strings = tree::strings_under(self.tree.get_ref(), path);
             return unknown_key(path, key, place).hide(strings);
         }
-        let key = tree::dotted(path);
+        let key = match tree::is_element(path) {
+            true => format!("each of `{}`", tree::dotted(path)),
+            false => format!("`{}`", tree::dotted(path)),
+        };
         let found = value.map_or("something else", |value| kind(value.get_ref()));
         if let Some(variant) = between_backticks(message, "unknown variant ") {
             let known = expected_names(message);
-            let title = format!("`{key}` has no such choice");
+            let title = format!("{key} has no such choice");
             let near = near::of(variant, &known).map(|near| format!("did you mean \"{near}\"?"));
             let help = format!("it can be {}", near::list(&known, "\""));
             return Problem::new(title).at(place).label(near).help(help);
@@ -93,10 +110,10 @@ impl<'i> Document<'i> {
         let expected = message.split_once(", expected ").map(|(_, e)| expected(e));
         if message.starts_with("invalid type: ") || message.starts_with("wanted ") {
             let expected = expected.unwrap_or_else(|| "a string".to_owned());
-            return Problem::new(format!("`{key}` must be {expected}, not {found}")).at(place);
+            return Problem::new(format!("{key} must be {expected}, not {found}")).at(place);
         }
         if let (true, Some(expected)) = (message.starts_with("invalid value: "), expected) {
-            return Problem::new(format!("`{key}` must be {expected}")).at(place);
+            return Problem::new(format!("{key} must be {expected}")).at(place);
         }
         self.refused(&key, path, message, place)
     }
@@ -106,13 +123,17 @@ impl<'i> Document<'i> {
         let value = tree::value(self.tree.get_ref(), path);
         let value = value.and_then(|value| value.get_ref().as_str());
         let raw = self.text.get(place.clone()).unwrap_or_default();
+        if message == "invalid socket address syntax" {
+            let expected = expected("socket address");
+            return Problem::new(format!("{key} must be {expected}")).at(place);
+        }
         let message = match value {
             Some(value) if !mask::may_show(path, raw, value) => hide(message, value),
             _ => message.to_owned(),
         };
         match message.split_once("; ") {
-            Some((what, help)) => Problem::new(format!("`{key}`: {what}")).help(help),
-            None => Problem::new(format!("`{key}`: {message}")),
+            Some((what, help)) => Problem::new(format!("{key}: {what}")).help(help),
+            None => Problem::new(format!("{key}: {message}")),
         }
         .at(place)
     }

@@ -8,13 +8,13 @@ use std::ops::Range;
 use toml::de::{DeTable, DeValue};
 
 use super::interpolate::literal_parts;
-use super::tree;
+use super::{keys, tree};
 
 /// What takes the place of a secret.
 const MASK: &str = "***";
 
-/// The places in `text` of all values that may be secret. In a text that is `broken`, where the parser may have missed
-/// some, also all that stands behind a key with a telling name.
+/// The places in `text` of all values that may be secret. In a text that is `broken` the parser may have missed some, so
+/// that more is covered.
 pub(super) fn secrets(table: &DeTable<'_>, text: &str, broken: bool) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     tree::walk(table, &mut Vec::new(), &mut |path, _, value| {
@@ -26,11 +26,7 @@ pub(super) fn secrets(table: &DeTable<'_>, text: &str, broken: bool) -> Vec<Rang
         }
     });
     if broken {
-        let mut start = 0;
-        for line in text.split_inclusive('\n') {
-            found.extend(behind_telling_key(line).map(|at| start + at.start..start + at.end));
-            start += line.len();
-        }
+        found.extend(in_broken(text));
     }
     found
 }
@@ -114,35 +110,68 @@ pub(super) fn cover(
     (shown, marked)
 }
 
-/// Credentials in a URL, wherever it stands, be it in a comment.
+/// Credentials in a URL, or in a piece of one, wherever it stands, be it in a comment.
 fn credentials(line: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
-    for (at, _) in line.match_indices("://") {
-        let start = at + "://".len();
-        let rest = line.get(start..).unwrap_or_default();
-        let word = rest
-            .find(|c: char| c.is_whitespace() || c == '"' || c == '\'')
-            .unwrap_or(rest.len());
-        if let Some(end) = rest.get(..word).and_then(|word| word.rfind('@')) {
-            let parts = literal_parts(rest.get(..end).unwrap_or_default());
-            found.extend(parts.iter().map(|at| start + at.start..start + at.end));
+    let mut start = 0;
+    for word in line.split_inclusive(|c: char| c.is_whitespace() || matches!(c, '"' | '\'')) {
+        if let Some(end) = word.rfind('@') {
+            let user = word.get(..end).and_then(|word| word.find("//"));
+            let user = user.map_or(0, |slashes| slashes + "//".len());
+            let parts = literal_parts(word.get(user..end).unwrap_or_default());
+            let at = start + user;
+            found.extend(parts.iter().map(|part| at + part.start..at + part.end));
         }
+        start += word.len();
     }
     found
 }
 
-fn behind_telling_key(line: &str) -> Option<Range<usize>> {
-    let (key, value) = line.split_once('=')?;
-    let key = key.trim_matches(|c: char| !c.is_alphanumeric() && c != '_');
-    let key = key.rsplit('.').next().unwrap_or(key);
-    let value = value.trim();
-    let content = value.trim_matches(['"', '\'']);
-    let telling = is_secret_key(key) && !literal_parts(content).is_empty();
-    if !telling || is_plain_url(content) {
-        return None;
+/// What may be secret in a text that the parser did not understand: all values but those of known, harmless keys, and
+/// the lines into which a secret may run on when its closing quote is missing.
+fn in_broken(text: &str) -> Vec<Range<usize>> {
+    let known: Vec<String> = keys::all().into_iter().flat_map(|(_, keys)| keys).collect();
+    let mut found = Vec::new();
+    let mut runs_on = false;
+    let mut start = 0;
+    for line in text.split_inclusive('\n') {
+        let content = line.trim();
+        let end = start + line.trim_end().len();
+        let is_head =
+            content.starts_with('[') && content.ends_with(']') && !content.contains("://");
+        match content.split_once('=') {
+            _ if is_head => runs_on = false,
+            Some((key, value)) => {
+                let key = key.trim_matches(|c: char| !c.is_alphanumeric() && c != '_');
+                let key = key.rsplit(['.', ' ']).next().unwrap_or(key);
+                let is_known = known.iter().any(|known| known == key);
+                let value = value.trim();
+                let bare = value.trim_matches(['"', '\'']);
+                let harmless = literal_parts(bare).is_empty() || is_plain_url(bare);
+                if !is_known && runs_on {
+                    found.push(start..end);
+                } else if (is_secret_key(key) || !is_known) && !harmless {
+                    found.push(end - value.len()..end);
+                }
+                if is_known {
+                    runs_on = is_secret_key(key) && !is_closed(value);
+                }
+            }
+            None if runs_on => found.push(start..end),
+            None => {}
+        }
+        start += line.len();
     }
-    let end = line.trim_end().len();
-    Some(end - value.len()..end)
+    found
+}
+
+/// Whether a value, as it is written, ends on its line.
+fn is_closed(value: &str) -> bool {
+    match value.chars().next() {
+        Some(quote @ ('"' | '\'')) => value.matches(quote).count() % 2 == 0,
+        Some('[') => value.ends_with(']'),
+        _ => false,
+    }
 }
 
 /// Keys whose values are secret, or may carry one.

@@ -3,8 +3,8 @@
 //! The structs of the sections stand beside what they configure. Here is what they have in common: reading, variables,
 //! secrets from files, and errors that show the line, the place in it, and the remedy.
 //!
-//! The way of a text: TOML → variables ([`interpolate`]) → shape ([`shape`]) → structs ([`decode`]) → checks across keys
-//! ([`validate`]) → secrets from files ([`secrets`]). All mistakes that one step finds are told together.
+//! The way of a text: TOML → variables (`interpolate`) → shape (`shape`) → structs (`decode`) → checks across keys
+//! (`validate`) → secrets from files (`secrets`). All mistakes that one step finds are told together.
 
 mod decode;
 mod interpolate;

@@ -74,6 +74,10 @@ fn sink_types(types: &DeTable<'_>, wrong: &mut Vec<(Path, Problem)>) {
         let is_known = known.iter().any(|known| known == kind);
         let problem = match (is_known, has_names) {
             (true, true) => continue,
+            (true, false) if is_list(value.get_ref()) => {
+                Problem::new("each sink is one table, in single brackets")
+                    .help(format!("write [sink.{kind}.NAME]"))
+            }
             (true, false) => Problem::new(format!("a sink of type {kind} has no name")).help(
                 format!("write [sink.{kind}.NAME]; routes refer to it by that name"),
             ),
@@ -82,6 +86,13 @@ fn sink_types(types: &DeTable<'_>, wrong: &mut Vec<(Path, Problem)>) {
         let place = if is_known { value.span() } else { key.span() };
         wrong.push((path, problem.at(place)));
     }
+}
+
+/// `[[sink.TYPE]]` or `[[sink.TYPE.NAME]]`.
+fn is_list(value: &DeValue<'_>) -> bool {
+    let names = value.as_table();
+    value.is_array()
+        || names.is_some_and(|names| names.values().any(|sink| sink.get_ref().is_array()))
 }
 
 fn unknown_type(kind: &str, has_names: bool, known: &[String]) -> Problem {

@@ -181,6 +181,11 @@ pub(super) fn section(path: &[String]) -> String {
     }
 }
 
+/// Whether a path ends at an element of an array.
+pub(super) fn is_element(path: &[String]) -> bool {
+    path.last().is_some_and(|step| index(step).is_some())
+}
+
 fn is_key(step: &&str) -> bool {
     index(step).is_none()
 }

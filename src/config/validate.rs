@@ -191,17 +191,15 @@ pub(super) fn urls(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Prob
             .clone()
             .and_then(|place| text.get(place))
             .unwrap_or_default();
-        let help = match raw.trim_matches(['"', '\'']).strip_prefix('$') {
-            Some(name) if !name.starts_with(['{', '$']) => {
-                Some(format!("a variable is written ${{{name}}}"))
-            }
-            _ => None,
-        };
+        let bare_variable = raw
+            .trim_matches(['"', '\''])
+            .strip_prefix('$')
+            .is_some_and(|name| !name.starts_with(['{', '$']));
         let steps: Vec<String> = path.iter().map(|step| (*step).to_owned()).collect();
         let problem = Problem::new(format!("`{}` {why}", tree::dotted(&steps))).at(place);
-        problems.push(match help {
-            Some(help) => problem.help(help),
-            None => problem,
+        problems.push(match bare_variable {
+            true => problem.help("a variable is written ${NAME}"),
+            false => problem,
         });
     };
     if let Some(url) = &config.postgres.url {
@@ -315,6 +313,13 @@ pub(super) fn findings(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<
                 "no task reaches the route for \"{}\": the route for \"{}\"{place} comes first and takes them all",
                 route.task, earlier.task
             ),
+        });
+    }
+    if !config.gate.visibility {
+        findings.push(Finding {
+            severity: Severity::Warning,
+            line: line(&["gate", "visibility"]),
+            text: "the gate is off: a worker can get a task before it can see the row".to_owned(),
         });
     }
     if !config

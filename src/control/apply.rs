@@ -47,16 +47,20 @@ impl ApplyError {
     }
 
     fn new(what: &str, source: Error) -> ApplyError {
-        let message = match source.as_db_error() {
-            Some(db) => format!("{} ({})", db.message(), db.code().code()),
-            None => source.to_string(),
-        };
         ApplyError {
             what: what.to_owned(),
             remedy: remedy(source.code()).to_owned(),
-            message,
+            message: in_words(&source),
             source,
         }
+    }
+}
+
+/// The server's own message and code, which the error's text leaves out.
+pub fn in_words(error: &Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => error.to_string(),
     }
 }
 
@@ -87,9 +91,24 @@ pub async fn apply(
     wanted: &Wanted,
     say: &mut (dyn FnMut(Event<'_>) + Send),
 ) -> Result<(), ApplyError> {
-    settle_session(client, say)
-        .await
-        .map_err(|e| ApplyError::new("session", e))?;
+    let session = |e| ApplyError::new("session", e);
+    settle_session(client, say).await.map_err(session)?;
+    let result = apply_steps(client, observer, wanted, say).await;
+    let unlocked = client
+        .batch_execute(&format!("select pg_advisory_unlock{LOCK}"))
+        .await;
+    result.and(unlocked.map_err(session))
+}
+
+/// Held while `init` is at work; per database.
+const LOCK: &str = "(hashtext('aftercommit init'), 0)";
+
+async fn apply_steps(
+    client: &Client,
+    observer: &Client,
+    wanted: &Wanted,
+    say: &mut (dyn FnMut(Event<'_>) + Send),
+) -> Result<(), ApplyError> {
     for step in plan(wanted) {
         let failed = |e| ApplyError::new(&step.what, e);
         if probe(client, &step).await.map_err(failed)? {
@@ -129,14 +148,13 @@ async fn settle_session(
         Err(e) if e.is_closed() => return Err(e),
         Ok(()) | Err(_) => {}
     }
-    let lock = "(hashtext('aftercommit init'), 0)";
     let free = client
-        .query_typed_one(&format!("select pg_try_advisory_lock{lock}"), &[])
+        .query_typed_one(&format!("select pg_try_advisory_lock{LOCK}"), &[])
         .await?;
     if !free.try_get::<_, bool>(0)? {
         say(Event::WaitingForOther);
         client
-            .batch_execute(&format!("select pg_advisory_lock{lock}"))
+            .batch_execute(&format!("select pg_advisory_lock{LOCK}"))
             .await?;
     }
     Ok(())

@@ -8,7 +8,7 @@ mod name;
 mod plan;
 mod wait;
 
-pub use apply::{ApplyError, Event, apply};
+pub use apply::{ApplyError, Event, apply, in_words};
 pub use name::check_slot_name;
 pub use plan::{Kind, Step, Wanted, plan, script};
 pub use wait::Blocker;

@@ -192,11 +192,13 @@ impl Lane {
         {
             return false;
         }
-        for (task, cause) in rejected {
+        if let Some((task, cause)) = rejected.first() {
             error!(
                 sink = %self.name, id = task.id(), task = task.name(), lsn = %task.position.commit_lsn, %cause,
-                "rejected: this task can never be delivered as it is"
+                others = rejected.len() - 1, "rejected: this task can never be delivered as it is"
             );
+        }
+        for (task, cause) in rejected {
             if self
                 .reports
                 .send(Report::Rejected { task, cause })

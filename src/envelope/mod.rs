@@ -3,11 +3,14 @@
 //! Nothing here sees a socket, a clock or randomness: the time and the delivery tag are passed in. JSON columns are
 //! spliced as Postgres sent them, never parsed into values: an integer of any size and the order of keys survive.
 
+mod call;
 pub mod celery;
 pub mod json;
 pub mod kombu;
 mod options;
 mod ready;
+#[cfg(test)]
+mod tests;
 mod time;
 
 use std::borrow::Cow;

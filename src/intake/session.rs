@@ -4,15 +4,13 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use super::{Channels, Intake, Session, Until};
-use crate::outbox::{Assembler, Field};
+use crate::outbox::Assembler;
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
 use crate::replication::stream::Stream;
-use crate::replication::{Error, Place, Policy, Socket, Stop, Walsender, connect_sql};
-
-/// The name that the server shows for our connections. Not the cluster's standby names: a walsender that is picked as a
-/// synchronous standby would make commits wait for us, and us for commits.
-const APPLICATION_NAME: &str = "aftercommit";
+use crate::replication::{
+    APPLICATION_NAME, Error, Place, Policy, Socket, Stop, Walsender, connect_sql,
+};
 
 /// What is remembered from session to session.
 #[derive(Debug, Default)]
@@ -103,26 +101,7 @@ pub(super) async fn check(intake: &Intake, sql: &Client) -> Result<Facts, Error>
 }
 
 fn expectation(intake: &Intake) -> Expectation {
-    let columns = &intake.columns;
-    let (required, optional) = Field::ALL
-        .into_iter()
-        .filter_map(|field| {
-            Some((
-                columns.column(field)?.to_owned(),
-                columns.is_required(field),
-            ))
-        })
-        .partition::<Vec<_>, _>(|(_, required)| *required);
-    let names = |columns: Vec<(String, bool)>| columns.into_iter().map(|(name, _)| name).collect();
-    Expectation {
-        slot: intake.slot.clone(),
-        publication: intake.publication.clone(),
-        table: columns.table().clone(),
-        required: names(required),
-        optional: names(optional),
-        application_name: APPLICATION_NAME.to_owned(),
-        role: None,
-    }
+    Expectation::new(&intake.columns, &intake.slot, &intake.publication)
 }
 
 /// Warnings go to the log; fatal findings, told together, are the error.

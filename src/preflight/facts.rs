@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Error};
 use super::Expectation;
 
 /// What the server says.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
 pub struct Facts {
     /// `server_version_num`: 150018 is 15.18.
     pub server_version: u32,
@@ -88,8 +88,8 @@ pub struct Publication {
     pub member: Option<Membership>,
     /// A partitioned table above ours, under whose name our table's rows are sent.
     pub ancestor: Option<String>,
-    /// Some of the tables that are in it, where ours is not.
-    pub others: Option<String>,
+    /// The first few of the tables that are named in it.
+    pub tables: Option<String>,
 }
 
 /// A row of `pg_publication_rel`.
@@ -144,6 +144,9 @@ pub struct Role {
     pub managed: bool,
 }
 
+/// The oldest server that works; of an older one the version is all that is looked at.
+pub(super) const OLDEST: u32 = 140_000;
+
 /// Reads the catalogs, in two round trips.
 ///
 /// # Errors
@@ -153,6 +156,13 @@ pub async fn facts(client: &Client, expected: &Expectation) -> Result<Facts, Err
         .query_typed_one("select current_setting('server_version_num')::int4", &[])
         .await?
         .try_get(0)?;
+    let server_version = u32::try_from(version).unwrap_or_default();
+    if server_version < OLDEST {
+        return Ok(Facts {
+            server_version,
+            ..Facts::default()
+        });
+    }
     let none = None::<&str>;
     let role: &(dyn ToSql + Sync) = match &expected.role {
         Some(role) => role,
@@ -160,7 +170,7 @@ pub async fn facts(client: &Client, expected: &Expectation) -> Result<Facts, Err
     };
     let row = client
         .query_typed_one(
-            &query(version),
+            &query(server_version),
             &[
                 (&expected.table.schema(), Type::TEXT),
                 (&expected.table.name(), Type::TEXT),
@@ -190,7 +200,7 @@ impl<'a> tokio_postgres::types::FromSql<'a> for Document {
     }
 }
 
-fn query(version: i32) -> String {
+fn query(version: u32) -> String {
     // 14 has no publications of whole schemas, nor their catalog.
     let (in_schema, publication_schemas) = if version >= 150_000 {
         (
@@ -242,7 +252,7 @@ select json_build_object(
           or exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid and r.prrelid = ac.oid))
         order by a.height desc limit 1
       ),
-      'others', (
+      'tables', (
         select string_agg(name, ', ') from (
           select format('%s.%s', n.nspname, c.relname) as name
           from pg_catalog.pg_publication_rel r

@@ -4,28 +4,24 @@ mod publication;
 mod slot;
 mod table;
 
-use super::facts::{Facts, Role};
+pub use table::judge as judge_table;
+
+use super::facts::{Facts, OLDEST, Role};
 use super::{Class, Expectation, Finding, Severity, standby};
 use crate::control::ident;
 
 /// What is not as it has to be; fatal findings first, in the order in which they are best mended.
 pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if facts.server_version < 140_000 {
-        findings.push(
-            Finding::fatal(
-                Class::Configuration,
-                format!(
-                    "the server is Postgres {}; 14 is the oldest that works",
-                    facts.server_version / 10_000
-                ),
-            )
-            .remedy("upgrade the server"),
-        );
+    let mut findings = judge_ground(facts);
+    if facts.server_version < OLDEST {
         return findings;
     }
-    findings.extend(server(facts, expected));
-    findings.extend(table::judge(facts, expected));
+    findings.extend(standby::judge_names(
+        &facts.synchronous_standby_names,
+        &expected.application_name,
+    ));
+    findings.extend(encoding(facts));
+    findings.extend(judge_table(facts, expected));
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
     findings.extend(facts.role.as_ref().and_then(|r| role(r, &facts.database)));
@@ -33,7 +29,16 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings
 }
 
-fn server(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
+/// Without these no slot can be made at all: the version, a primary, `wal_level`.
+pub fn judge_ground(facts: &Facts) -> Vec<Finding> {
+    if facts.server_version < OLDEST {
+        let old = format!(
+            "the server is Postgres {}; {} is the oldest that works",
+            facts.server_version / 10_000,
+            OLDEST / 10_000
+        );
+        return vec![Finding::fatal(Class::Configuration, old).remedy("upgrade the server")];
+    }
     let mut findings = Vec::new();
     if facts.in_recovery {
         findings.push(
@@ -51,26 +56,23 @@ fn server(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
                 format!("wal_level is {:?}; it must be \"logical\"", facts.wal_level),
             )
             .remedy(
-                "then restart the server. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter \
+                "set it, and restart the server. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter \
                  group; on Google Cloud SQL: the flag cloudsql.logical_decoding = on",
             )
             .sql("alter system set wal_level = 'logical'"),
         );
     }
-    findings.extend(standby::judge_names(
-        &facts.synchronous_standby_names,
-        &expected.application_name,
-    ));
-    if facts.encoding == "SQL_ASCII" {
-        findings.push(
-            Finding::warning(format!(
-                "database {:?} has the encoding SQL_ASCII: a row whose bytes are not UTF-8 cannot be read, and stops us",
-                facts.database
-            ))
-            .remedy("write UTF-8 only, or move to a database with the encoding UTF8"),
-        );
-    }
     findings
+}
+
+fn encoding(facts: &Facts) -> Option<Finding> {
+    (facts.encoding == "SQL_ASCII").then(|| {
+        Finding::warning(format!(
+            "database {:?} has the encoding SQL_ASCII: a row whose bytes are not UTF-8 cannot be read, and stops us",
+            facts.database
+        ))
+        .remedy("write UTF-8 only, or move to a database with the encoding UTF8")
+    })
 }
 
 fn role(role: &Role, database: &str) -> Option<Finding> {
@@ -80,7 +82,7 @@ fn role(role: &Role, database: &str) -> Option<Finding> {
         return Some(
             fatal(format!("the daemon's role {name} does not exist"))
                 .remedy(format!(
-                    "then give it a password (in psql: \\password {name}), and run init again"
+                    "make it, give it a password (in psql: \\password {name}), and run init again"
                 ))
                 .sql(format!("create role {name} login replication")),
         );

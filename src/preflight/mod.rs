@@ -12,10 +12,11 @@ use std::fmt;
 
 use tokio_postgres::{Client, Error};
 
-use crate::outbox::TableName;
+use crate::outbox::{Columns, Field, TableName};
+use crate::replication::APPLICATION_NAME;
 
 pub use facts::{Column, Facts, Membership, Publication, Role, Slot, Table, facts};
-pub use judge::{drift, judge};
+pub use judge::{drift, judge, judge_ground, judge_table};
 pub use standby::check_walsender;
 
 /// What the daemon is configured for.
@@ -36,6 +37,29 @@ pub struct Expectation {
     /// The role that the daemon logs in as, where its rights are to be judged: by `init`, and when the server has
     /// refused the walsender. Otherwise the connection itself is the proof.
     pub role: Option<String>,
+}
+
+impl Expectation {
+    /// What the daemon needs for this table, slot and publication; the role's rights are not judged.
+    pub fn new(columns: &Columns, slot: &str, publication: &str) -> Expectation {
+        let (mut required, mut optional) = (Vec::new(), Vec::new());
+        for field in Field::ALL {
+            let names = match columns.is_required(field) {
+                true => &mut required,
+                false => &mut optional,
+            };
+            names.extend(columns.column(field).map(str::to_owned));
+        }
+        Expectation {
+            slot: slot.to_owned(),
+            publication: publication.to_owned(),
+            table: columns.table().clone(),
+            required,
+            optional,
+            application_name: APPLICATION_NAME.to_owned(),
+            role: None,
+        }
+    }
 }
 
 /// One thing that is not as it has to be, or should be.
@@ -69,17 +93,6 @@ pub enum Class {
     Configuration,
     /// The slot or the publication is gone: do not restart blindly.
     Lost,
-}
-
-impl Class {
-    /// The exit code of the process.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Class::Temporary => 75,
-            Class::Configuration => 78,
-            Class::Lost => 3,
-        }
-    }
 }
 
 impl Finding {

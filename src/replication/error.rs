@@ -280,6 +280,12 @@ impl fmt::Display for Error {
             write!(f, " at LSN {lsn}")?;
         }
         match kind {
+            // Before the stream there are no rows yet, and the value that is wrong is one of ours.
+            Kind::Server(message)
+                if message.class() == "22" && !matches!(place, Place::Streaming | Place::Sql) =>
+            {
+                write!(f, ": {} (SQLSTATE {})", message.message, message.sqlstate)
+            }
             Kind::Server(message) | Kind::PublicationSkipped(message) => write!(f, ": {message}"),
             Kind::Io(e) => write!(f, ": {e}"),
             Kind::Closed => f.write_str(": the server closed the connection"),

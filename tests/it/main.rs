@@ -1,8 +1,21 @@
 //! Integration tests: real servers, started by `support`.
 
+mod celery_messages;
+mod celery_redis;
+mod cli;
+mod config;
+mod config_errors;
+mod config_generated;
+mod conformance;
+mod contract;
+mod control_postgres;
 mod demo;
+mod example;
+mod init;
+mod preflight;
 mod private_postgres;
 mod properties;
+mod redis_server;
 mod scenarios;
 mod support;
 mod tls;

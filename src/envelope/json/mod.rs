@@ -1,12 +1,13 @@
 //! JSON as text: checked, taken apart at its top level, and written; never parsed into values.
 
+mod items;
 mod scan;
 mod string;
+#[cfg(test)]
+mod tests;
 
-pub use scan::{
-    Defect, Dialect, Elements, Kind, MAX_DEPTH, MAX_INTEGER_DIGITS, Members, check, elements, kind,
-    members,
-};
+pub use items::{Elements, Members, elements, members};
+pub use scan::{Defect, Dialect, Kind, MAX_DEPTH, MAX_INTEGER_DIGITS, check, kind};
 pub use string::{text, write_string, write_string_cut};
 
 /// Appends `json`, with the line breaks between its tokens made spaces, so that it stays on one line.

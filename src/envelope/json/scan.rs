@@ -108,98 +108,6 @@ pub fn check(text: &[u8], expected: Kind, dialect: Dialect) -> Result<(), Defect
     }
 }
 
-/// The members of the object `text`, in order: each key as it is written, without its quotes, and the value's text.
-///
-/// Ends after the first error.
-pub fn members(text: &[u8], dialect: Dialect) -> Members<'_> {
-    Members {
-        scan: Scan::new(text, dialect),
-        state: State::Start,
-    }
-}
-
-/// The elements of the array `text`, in order.
-///
-/// Ends after the first error.
-pub fn elements(text: &[u8], dialect: Dialect) -> Elements<'_> {
-    Elements {
-        scan: Scan::new(text, dialect),
-        state: State::Start,
-    }
-}
-
-/// See [`members`].
-#[derive(Clone, Debug)]
-pub struct Members<'a> {
-    scan: Scan<'a>,
-    state: State,
-}
-
-/// See [`elements`].
-#[derive(Clone, Debug)]
-pub struct Elements<'a> {
-    scan: Scan<'a>,
-    state: State,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    Start,
-    Inside,
-    Done,
-}
-
-impl<'a> Members<'a> {
-    fn member(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, Defect> {
-        if !self.scan.next_item(&mut self.state, b'{', b'}')? {
-            return Ok(None);
-        }
-        let start = self.scan.at + 1;
-        self.scan.key()?;
-        let key = self.scan.slice(start, self.scan.key_end);
-        Ok(Some((key, self.scan.spanned_value()?)))
-    }
-}
-
-impl<'a> Iterator for Members<'a> {
-    type Item = Result<(&'a [u8], &'a [u8]), Defect>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.state == State::Done {
-            return None;
-        }
-        let member = self.member();
-        if !matches!(member, Ok(Some(_))) {
-            self.state = State::Done;
-        }
-        member.transpose()
-    }
-}
-
-impl<'a> Elements<'a> {
-    fn element(&mut self) -> Result<Option<&'a [u8]>, Defect> {
-        if !self.scan.next_item(&mut self.state, b'[', b']')? {
-            return Ok(None);
-        }
-        self.scan.spanned_value().map(Some)
-    }
-}
-
-impl<'a> Iterator for Elements<'a> {
-    type Item = Result<&'a [u8], Defect>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.state == State::Done {
-            return None;
-        }
-        let element = self.element();
-        if !matches!(element, Ok(Some(_))) {
-            self.state = State::Done;
-        }
-        element.transpose()
-    }
-}
-
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\n' | b'\r' | b'\t')
 }
@@ -232,17 +140,18 @@ impl Levels {
     }
 }
 
+/// A place in a text that is being passed over.
 #[derive(Clone, Debug)]
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     text: &'a [u8],
-    at: usize,
+    pub(super) at: usize,
     /// Where the key that was read last ends, before its closing quote.
-    key_end: usize,
+    pub(super) key_end: usize,
     dialect: Dialect,
 }
 
 impl<'a> Scan<'a> {
-    fn new(text: &'a [u8], dialect: Dialect) -> Scan<'a> {
+    pub(super) fn new(text: &'a [u8], dialect: Dialect) -> Scan<'a> {
         Scan {
             text,
             at: 0,
@@ -251,11 +160,11 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn slice(&self, start: usize, end: usize) -> &'a [u8] {
+    pub(super) fn slice(&self, start: usize, end: usize) -> &'a [u8] {
         self.text.get(start..end).unwrap_or_default()
     }
 
-    fn peek(&self) -> Option<u8> {
+    pub(super) fn peek(&self) -> Option<u8> {
         self.text.get(self.at).copied()
     }
 
@@ -263,13 +172,13 @@ impl<'a> Scan<'a> {
         Err(Defect::Syntax { at: self.at })
     }
 
-    fn space(&mut self) {
+    pub(super) fn space(&mut self) {
         while self.peek().is_some_and(is_space) {
             self.at += 1;
         }
     }
 
-    fn expect(&mut self, byte: u8) -> Result<(), Defect> {
+    pub(super) fn expect(&mut self, byte: u8) -> Result<(), Defect> {
         if self.peek() != Some(byte) {
             return self.wrong();
         }
@@ -277,7 +186,7 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn end(&mut self) -> Result<(), Defect> {
+    pub(super) fn end(&mut self) -> Result<(), Defect> {
         self.space();
         if self.at == self.text.len() {
             Ok(())
@@ -286,27 +195,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Steps to the next item of the outermost array or object; at its end, checks that nothing follows.
-    fn next_item(&mut self, state: &mut State, open: u8, close: u8) -> Result<bool, Defect> {
-        self.space();
-        if *state == State::Start {
-            self.expect(open)?;
-            *state = State::Inside;
-            self.space();
-            if self.peek() != Some(close) {
-                return Ok(true);
-            }
-        } else if self.peek() == Some(b',') {
-            self.at += 1;
-            self.space();
-            return Ok(true);
-        }
-        self.expect(close)?;
-        self.end()?;
-        Ok(false)
-    }
-
-    fn spanned_value(&mut self) -> Result<&'a [u8], Defect> {
+    pub(super) fn spanned_value(&mut self) -> Result<&'a [u8], Defect> {
         self.space();
         let start = self.at;
         self.value()?;
@@ -381,7 +270,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Passes over a key and its colon.
-    fn key(&mut self) -> Result<(), Defect> {
+    pub(super) fn key(&mut self) -> Result<(), Defect> {
         if self.peek() != Some(b'"') {
             return self.wrong();
         }

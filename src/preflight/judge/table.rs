@@ -4,7 +4,8 @@ use crate::control::ident;
 use crate::preflight::facts::Facts;
 use crate::preflight::{Class, Expectation, Finding};
 
-pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
+/// Judges the table alone.
+pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     let name = &expected.table;
     let fatal = |what: String| Finding::fatal(Class::Configuration, what);
     let Some(table) = &facts.table else {

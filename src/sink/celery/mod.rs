@@ -16,6 +16,7 @@
 //! Named exchanges are resolved as kombu does: by the sets `_kombu.binding.<exchange>`, which workers keep. Without a
 //! bound queue the task is retried, not rejected: the binding comes with the first worker, or with the next deployment.
 
+mod batch;
 mod connection;
 mod outcome;
 mod redis;

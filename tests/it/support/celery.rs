@@ -89,6 +89,11 @@ impl Worker {
         self.process.output()
     }
 
+    /// The end of its log.
+    pub(crate) fn tail(&self) -> String {
+        self.process.tail()
+    }
+
     /// SIGSTOP to the worker and its pool.
     pub(crate) fn stop(&self) {
         self.process.signal_family(Signal::STOP);

@@ -112,6 +112,11 @@ impl Daemon {
         self.process.output()
     }
 
+    /// The end of its log.
+    pub(crate) fn tail(&self) -> String {
+        self.process.tail()
+    }
+
     /// Its log, record by record; a line that is no JSON (a panic, say) comes as a string.
     pub(crate) fn records(&self) -> Vec<Value> {
         let log = self.log();

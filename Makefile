@@ -1,0 +1,16 @@
+# What a developer types. Each target installs what is missing on Debian first, and says so.
+
+.PHONY: test demo
+
+# Everything: pure tests, and end-to-end tests on private real servers.
+test:
+	scripts/apt-install.sh postgresql redis-server python3-venv
+	scripts/python-env.sh
+	scripts/postgres-versions.sh
+	cargo test
+
+# The problem and the cure, live; with CELERY=1 also on a real Redis and a real Celery worker.
+demo:
+	scripts/apt-install.sh postgresql $(if $(CELERY),redis-server python3-venv)
+	$(if $(CELERY),scripts/python-env.sh)
+	cargo run --quiet --release -- demo $(if $(CELERY),--celery)

@@ -1,0 +1,388 @@
+//! What is wrong with a configuration is shown where it is, with the remedy and without the secrets.
+
+use aftercommit::config::Config;
+
+fn env(name: &str) -> Option<String> {
+    match name {
+        "DATABASE_URL" => Some("postgres://app:hunter2@db/app".to_owned()),
+        "PASSWORD" => Some("hunter2".to_owned()),
+        _ => None,
+    }
+}
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse("app.toml", text, &env).map_err(|error| error.to_string())
+}
+
+/// What is needed for a configuration that can be used.
+const BASE: &str = r#"
+[postgres]
+url = "${DATABASE_URL}"
+[sink.celery.workers]
+broker_url = "redis://localhost:6379/0"
+[[route]]
+task = "*"
+sink = "workers"
+"#;
+
+/// The whole message for each mistake.
+#[test]
+fn mistakes_are_shown_where_they_are() {
+    for (lines, expected) in [
+        (
+            "[limits]\nmemroy = \"1MiB\"",
+            r#"
+error: unknown key `memroy` in [limits]
+ --> app.toml:2:1
+  |
+2 | memroy = "***"
+  | ^^^^^^ did you mean `memory`?
+  = help: its keys are in_flight, memory and slot_lag"#,
+        ),
+        (
+            "[gate]\nslot = \"a\"",
+            r#"
+error: unknown key `slot` in [gate]
+ --> app.toml:2:1
+  |
+2 | slot = "***"
+  | ^^^^ this key belongs in [postgres]
+  = help: its keys are visibility, replicas and timeout"#,
+        ),
+        (
+            "[routes]",
+            r#"
+error: unknown section `routes`
+ --> app.toml:1:2
+  |
+1 | [routes]
+  |  ^^^^^^ did you mean `route`?
+  = help: the sections are postgres, outbox, gate, sink, route, limits, log and admin"#,
+        ),
+        (
+            "[gate]\nvisibility = \"yes\"",
+            r#"
+error: `gate.visibility` must be true or false, not a string
+ --> app.toml:2:14
+  |
+2 | visibility = "yes"
+  |              ^^^^^"#,
+        ),
+        (
+            "[gate]\ntimeout = 5",
+            r#"
+error: `gate.timeout` must be a duration such as "5s", not a number
+ --> app.toml:2:11
+  |
+2 | timeout = 5
+  |           ^"#,
+        ),
+        (
+            "[gate]\ntimeout = \"5 sec\"",
+            r#"
+error: `gate.timeout`: "5 sec" is not a duration
+ --> app.toml:2:11
+  |
+2 | timeout = "5 sec"
+  |           ^^^^^^^
+  = help: write it like 250ms, 5s, 10m, 2h or 1d"#,
+        ),
+        (
+            "[limits]\nmemory = \"64 mb\"",
+            r#"
+error: `limits.memory`: "64 mb" is not a size
+ --> app.toml:2:10
+  |
+2 | memory = "64 mb"
+  |          ^^^^^^^
+  = help: write it like 512KiB, 64MiB or 1GiB"#,
+        ),
+        (
+            "[gate]\nreplicas = [1]",
+            r#"
+error: each of `gate.replicas` must be a string, not a number
+ --> app.toml:2:13
+  |
+2 | replicas = [1]
+  |             ^"#,
+        ),
+        (
+            "[[gate.timeout]]",
+            r#"
+error: `gate.timeout` must be a duration such as "5s", not an array
+ --> app.toml:1:1
+  |
+1 | [[gate.timeout]]
+  | ^^^^^^^^^^^^^^^^"#,
+        ),
+        (
+            "[[sink.stdout.more]]",
+            r#"
+error: each sink is one table, in single brackets
+ --> app.toml:1:8
+  |
+1 | [[sink.stdout.more]]
+  |        ^^^^^^
+  = help: write [sink.stdout.NAME]"#,
+        ),
+        (
+            "[admin]\nlisten = \"localhost\"",
+            r#"
+error: `admin.listen` must be an address such as "127.0.0.1:9464"
+ --> app.toml:2:10
+  |
+2 | listen = "localhost"
+  |          ^^^^^^^^^^^"#,
+        ),
+        (
+            "[limits]\nin_flight = 0",
+            r#"
+error: `limits.in_flight` must be a whole number, 1 or more
+ --> app.toml:2:13
+  |
+2 | in_flight = 0
+  |             ^"#,
+        ),
+        (
+            "[outbox]\ntable = \"${SCHEMA}.outbox\"",
+            r#"
+error: the variable SCHEMA is not set
+ --> app.toml:2:10
+  |
+2 | table = "${SCHEMA}.outbox"
+  |          ^^^^^^^^^
+  = help: set SCHEMA in the environment, or give a default: ${SCHEMA:-...}"#,
+        ),
+        (
+            "[outbox]\npreset = \"debezum\"",
+            r#"
+error: `outbox.preset` has no such choice
+ --> app.toml:2:10
+  |
+2 | preset = "debezum"
+  |          ^^^^^^^^^ did you mean "debezium"?
+  = help: it can be "debezium""#,
+        ),
+        (
+            "[outbox.columns]\nkwarg = \"payload\"",
+            r#"
+error: a task has no field `kwarg`
+ --> app.toml:2:1
+  |
+2 | kwarg = "payload"
+  | ^^^^^ did you mean `kwargs`?
+  = help: left of the = stands the field, right of it your column; the fields are id, task, args, kwargs, payload, body, key, queue, headers, priority, run_at, expires_at and options"#,
+        ),
+        (
+            "[outbox]\ntable = \"\"",
+            r#"
+error: `outbox.table`: "" cannot be the name of a table
+ --> app.toml:2:9
+  |
+2 | table = ""
+  |         ^^
+  = help: write it with its schema: "aftercommit.outbox", "public.outbox""#,
+        ),
+        (
+            "[[route]]\ntask = \"a\"\nsink = \"worker\"",
+            r#"
+error: there is no sink named "worker"
+ --> app.toml:3:8
+  |
+3 | sink = "worker"
+  |        ^^^^^^^^ did you mean "workers"?
+  = help: the sinks are "workers""#,
+        ),
+        (
+            "[[route]]\ntask = \"audit*\"\nsink = \"workers\"",
+            r#"
+error: `route.task`: "audit*" is not a pattern
+ --> app.toml:2:8
+  |
+2 | task = "audit*"
+  |        ^^^^^^^^
+  = help: write a task's whole name, or a prefix such as "audit.*", or "*" for every task"#,
+        ),
+        (
+            "[[route]]\ntask = \"a\"",
+            r#"
+error: [[route]] has no `sink`
+ --> app.toml:1:1
+  |
+1 | [[route]]
+  | ^^^^^^^^^"#,
+        ),
+        (
+            "[[route]]\ntask = \"a\"\nsink = \"workers\"\nretry = { backoff = \"1s-10m\" }",
+            r#"
+error: `route.retry.backoff`: "1s-10m" is not a backoff
+ --> app.toml:4:21
+  |
+4 | retry = { backoff = "1s-10m" }
+  |                     ^^^^^^^^
+  = help: write it like "1s..10m": the shortest pause, two dots, the longest"#,
+        ),
+        (
+            "[sink.webhook.audit]\nurl = \"https://u:hunter2@h/\"",
+            r#"
+error: sink type webhook is not part of this build; it has: celery, stdout
+ --> app.toml:1:7
+  |
+1 | [sink.webhook.audit]
+  |       ^^^^^^^"#,
+        ),
+        (
+            "[sink.celrey.more]",
+            r#"
+error: unknown sink type celrey; this build has: celery, stdout
+ --> app.toml:1:7
+  |
+1 | [sink.celrey.more]
+  |       ^^^^^^ did you mean `celery`?"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"amqp://u:hunter2@h//\"",
+            r#"
+error: `sink.celery.more.broker_url` names a broker (amqp://) that is not part of this build; this build has brokers at redis://, rediss:// and redis+socket://
+ --> app.toml:2:14
+  |
+2 | broker_url = "***"
+  |              ^^^^^"#,
+        ),
+        (
+            "[sink.stdout.workers]",
+            r#"
+error: the name "workers" is used by two sinks
+ --> app.toml:1:1
+  |
+1 | [sink.stdout.workers]
+  | ^^^^^^^^^^^^^^^^^^^^^
+  = help: routes refer to sinks by name alone; there is also [sink.celery.workers]"#,
+        ),
+        (
+            "[gate]\nreplicas = \"postgres://u:hunter2@h/db\"",
+            r#"
+error: `gate.replicas` must be an array, not a string
+ --> app.toml:2:12
+  |
+2 | replicas = "***"
+  |            ^^^^^"#,
+        ),
+        (
+            "gate = { replicas = [\"postgres://u:hunter2@h/db\"], timeout = \"${PASSWORD}\" }",
+            r#"
+error: `gate.timeout`: this value is not a duration
+ --> app.toml:1:62
+  |
+1 | gate = { replicas = ["***"], timeout = "${PASSWORD}" }
+  |                                        ^^^^^^^^^^^^^
+  = help: write it like 250ms, 5s, 10m, 2h or 1d"#,
+        ),
+    ] {
+        // What is missing comes below, so that the lines above keep their numbers.
+        let error = parse(&format!("{lines}\n{BASE}")).expect_err(lines);
+        assert_eq!(format!("\n{error}"), expected, "{lines}");
+    }
+}
+
+/// Mistakes for which the rest of the base would be in the way.
+#[test]
+fn mistakes_of_the_whole_are_told() {
+    for (text, expected) in [
+        (
+            "",
+            r#"
+error: there is no [postgres] section
+--> app.toml
+ = help: add
+         [postgres]
+         url = "postgres://aftercommit@localhost/app""#,
+        ),
+        (
+            "[postgres]\nurl = \"postgres://u:hunter2@h/db\n",
+            r#"
+error: this string is not closed
+ --> app.toml:2:33
+  |
+2 | url = ***
+  |          ^"#,
+        ),
+        (
+            "[postgres]\nurl = \"${DATABASE_URL}\"\n[sink.stdout.out]",
+            r#"
+error: there is no route: no task would go anywhere
+--> app.toml
+ = help: add
+         [[route]]
+         task = "*"
+         sink = "out""#,
+        ),
+        (
+            "[postgres]\nurl = \"${DATABASE_URL}\"\n[[route]]\ntask = \"*\"\nsink = \"a\"",
+            r#"
+error: there is no sink: tasks have nowhere to go
+--> app.toml
+ = help: add
+         [sink.celery.workers]
+         broker_url = "redis://localhost:6379/0""#,
+        ),
+        (
+            "[postgres]\nurl = \"$DATABASE_URL\"\nurl_file = \"b\"\n[sink.celery.w]\n[[route]]\ntask = \"*\"\nsink = \"w\"",
+            r#"
+error: `postgres.url` must begin with postgres://
+ --> app.toml:2:7
+  |
+2 | url = "***"
+  |       ^^^^^
+  = help: a variable is written ${NAME}
+
+error: [postgres] has both `url` and `url_file`
+ --> app.toml:3:1
+  |
+3 | url_file = "b"
+  | ^^^^^^^^
+  = help: keep one of the two
+
+error: [sink.celery.w] has neither `broker_url` nor `broker_url_file`
+ --> app.toml:4:1
+  |
+4 | [sink.celery.w]
+  | ^^^^^^^^^^^^^^^
+  = help: add one of the two; `broker_url_file` names a file that holds it
+
+app.toml: 3 errors"#,
+        ),
+        (
+            "[sink.celery]\nbroker_url = \"redis://h\"\n[sink.workers]\nqueue = \"q\"\n[route]\ntask = \"*\"\n[postgres]\nurl = \"$DATABASE_URL\"",
+            r#"
+error: a sink of type celery has no name
+ --> app.toml:1:1
+  |
+1 | [sink.celery]
+  | ^^^^^^^^^^^^^
+  = help: write [sink.celery.NAME]; routes refer to it by that name
+
+error: the sink workers has no type
+ --> app.toml:3:7
+  |
+3 | [sink.workers]
+  |       ^^^^^^^
+  = help: write [sink.TYPE.workers]; the types are celery, stdout
+
+error: routes are a list, and each is written [[route]]
+ --> app.toml:5:1
+  |
+5 | [route]
+  | ^^^^^^^
+  = help: write, for each route
+          [[route]]
+          task = "*"
+          sink = "NAME"
+
+app.toml: 3 errors"#,
+        ),
+    ] {
+        let error = parse(text).expect_err(text);
+        assert_eq!(format!("\n{error}"), expected, "{text}");
+    }
+}
