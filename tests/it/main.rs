@@ -10,6 +10,7 @@ mod conformance;
 mod control_postgres;
 mod demo;
 mod example;
+mod gate;
 mod init;
 mod preflight;
 mod private_postgres;
