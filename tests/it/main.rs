@@ -11,6 +11,7 @@ mod contract;
 mod control_postgres;
 mod demo;
 mod example;
+mod gate;
 mod init;
 mod preflight;
 mod private_postgres;
