@@ -11,6 +11,7 @@ mod control_postgres;
 mod demo;
 mod example;
 mod init;
+mod kills;
 mod preflight;
 mod private_postgres;
 mod properties;
