@@ -13,6 +13,7 @@ mod demo;
 mod example;
 mod gate;
 mod init;
+mod kills;
 mod preflight;
 mod private_postgres;
 mod properties;
