@@ -3,7 +3,7 @@
 //! Arms, by priority: orders; the status timer; handing over what was read; reading. The timer waits for nothing but the
 //! loop's own turn: while the relay takes nothing, the loop does not read, but still says that we live.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 use tracing::{error, warn};
@@ -12,9 +12,10 @@ use super::pacing::Pacing;
 use super::session::{Open, check, refuse};
 use super::{Channels, Ended, Intake, Item, Message, Order, Session};
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::outbox::{AssembleError, Assembler, Event};
 use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
-use crate::pg::{ConfirmedLsn, Lsn, Timestamp};
+use crate::pg::{ConfirmedLsn, Lsn};
 use crate::preflight::{self, Facts};
 use crate::replication::stream::{Chunk, Stream};
 use crate::replication::{Error, Place, Policy, Socket, Stop, connect_sql};
@@ -225,7 +226,7 @@ impl Pump<'_> {
     async fn send_status(&mut self, channels: &Channels, ask: bool) -> Result<(), Error> {
         self.sent = self.confirmable(channels).max(self.sent);
         self.sent_at = Instant::now();
-        self.stream.send_status(self.sent, now(), ask).await
+        self.stream.send_status(self.sent, clock::now(), ask).await
     }
 
     fn leave(&mut self) {
@@ -267,13 +268,6 @@ impl Pump<'_> {
         });
         drift
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_unix_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// What cannot be decoded is never skipped.
