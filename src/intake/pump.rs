@@ -4,7 +4,7 @@
 //! waits for nothing but the loop's own turn: while the relay takes nothing, the loop does not read, but still says that
 //! we live.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -15,9 +15,10 @@ use super::drift::Seen;
 use super::pacing::Pacing;
 use super::session::Open;
 use super::{Batch, Channels, Ended, Item, Line, Order, Session};
+use crate::clock;
 use crate::outbox::{AssembleError, Assembler, Event};
 use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
-use crate::pg::{ConfirmedLsn, Lsn, Timestamp};
+use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::stream::{Chunk, Stream};
 use crate::replication::{Error, Place, Policy, Stop};
 
@@ -246,7 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         // A peer that takes nothing does not keep an order waiting; what it did not take goes before the next update.
         tokio::select! {
             biased;
-            sent = self.stream.send_status(self.sent, now(), ask) => sent,
+            sent = self.stream.send_status(self.sent, clock::now(), ask) => sent,
             _ = orders.changed() => Ok(()),
             () = sleep_until(leave_at) => Ok(()),
         }
@@ -260,13 +261,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             self.next_status = self.next_status.min(at);
         }
     }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_unix_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// What cannot be decoded is never skipped.
