@@ -13,6 +13,7 @@ mod demo;
 mod example;
 mod init;
 mod preflight;
+mod primary_faults;
 mod private_postgres;
 mod properties;
 mod redis_server;
