@@ -15,6 +15,7 @@ mod gate;
 mod init;
 mod kills;
 mod preflight;
+mod primary_faults;
 mod private_postgres;
 mod properties;
 mod redis_server;
