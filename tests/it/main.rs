@@ -12,6 +12,7 @@ mod demo;
 mod example;
 mod init;
 mod kills;
+mod lifecycle;
 mod preflight;
 mod private_postgres;
 mod properties;
