@@ -17,13 +17,13 @@ use crate::replication::{self, Policy, Target, connect_sql};
 
 /// Make what the daemon needs in the database: schema, outbox table, enqueue(), roles, publication and slot.
 ///
-/// Running it again changes nothing that is there. With an outbox table of your own ([outbox] table), only the
+/// Running it again changes nothing that is there. With an outbox table of your own (outbox.table), only the
 /// publication and the slot are made.
 ///
-/// It connects by --url, else by [postgres] url. Everything can be made by a superuser, or by a role that owns the
-/// database and has CREATEROLE and REPLICATION. A role without CREATEROLE can do it too: it leaves out the groups
-/// aftercommit_app and aftercommit_daemon, and prints the SQL for them. The role that the daemon logs in as is yours
-/// to make: create role aftercommit login replication password '...'.
+/// It connects by --url, else by postgres.url of the configuration. Everything can be made by a superuser, or by a
+/// role that owns the database and has CREATEROLE and REPLICATION. A role without CREATEROLE can do it too: it leaves
+/// out the groups aftercommit_app and aftercommit_daemon, and prints the SQL for them. The role that the daemon logs in
+/// as is yours to make: create role aftercommit login replication password '...'.
 ///
 /// Exit codes: 0 the daemon can run; 78 something is left to do, and printed; 75 the server is away.
 #[derive(Debug, clap::Args)]
@@ -192,8 +192,7 @@ fn line(event: &Event<'_>, out: &mut dyn Write) -> io::Result<()> {
                 "left out       {}: it takes an administrator, by --url or with this SQL:",
                 step.what
             )?;
-            let sql = step.sql.lines().filter(|line| !line.starts_with("--"));
-            for line in sql.filter(|line| !line.is_empty()) {
+            for line in step.by_hand.lines() {
                 writeln!(out, "    {line}")?;
             }
             Ok(())

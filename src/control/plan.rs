@@ -25,6 +25,8 @@ pub struct Step {
     pub probe: String,
     /// SQL that makes it, and changes nothing where it is there.
     pub sql: String,
+    /// What an administrator types to make it, where `init` may not; else empty.
+    pub by_hand: String,
     /// How it is applied.
     pub kind: Kind,
 }
@@ -76,8 +78,10 @@ fn contract() -> [Step; 5] {
         what: what.to_owned(),
         probe,
         sql: sql.to_owned(),
+        by_hand: String::new(),
         kind: Kind::Object,
     };
+    let grants = include_str!("../../sql/grants.sql");
     let body = ENQUEUE.split("$function$").nth(1).unwrap_or_default();
     [
         object(
@@ -102,6 +106,7 @@ fn contract() -> [Step; 5] {
         ),
         Step {
             kind: Kind::Role,
+            by_hand: "create role aftercommit_app nologin;\ncreate role aftercommit_daemon nologin;".to_owned(),
             ..object(
                 "roles aftercommit_app and aftercommit_daemon",
                 "select count(*) = 2 from pg_catalog.pg_roles where rolname in ('aftercommit_app', 'aftercommit_daemon')"
@@ -111,6 +116,7 @@ fn contract() -> [Step; 5] {
         },
         Step {
             kind: Kind::Role,
+            by_hand: without_comments(grants),
             ..object(
                 "grants to aftercommit_app and aftercommit_daemon",
                 "select coalesce(bool_and(\
@@ -123,10 +129,18 @@ fn contract() -> [Step; 5] {
                  where r.rolname in ('aftercommit_app', 'aftercommit_daemon') and n.nspname = 'aftercommit' \
                    and c.relnamespace = n.oid and c.relname = 'outbox' and p.pronamespace = n.oid and p.proname = 'enqueue'"
                     .to_owned(),
-                include_str!("../../sql/grants.sql"),
+                grants,
             )
         },
     ]
+}
+
+fn without_comments(sql: &str) -> String {
+    let lines: Vec<&str> = sql
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with("--"))
+        .collect();
+    lines.join("\n")
 }
 
 fn membership(login: &str) -> Step {
@@ -152,6 +166,7 @@ fn membership(login: &str) -> Step {
              and g.rolname = 'aftercommit_daemon' and pg_has_role(r.oid, g.oid, 'member'))"
         ),
         sql: format!("do {};", dollar_quoted(&body)),
+        by_hand: format!("grant aftercommit_daemon to {};", ident(login)),
         kind: Kind::Role,
     }
 }
@@ -193,6 +208,7 @@ fn publication(wanted: &Wanted) -> Step {
         what: format!("publication {} for {table}", ident(publication)),
         probe: format!("select {exists} and {holds}"),
         sql: format!("do {};", dollar_quoted(&body)),
+        by_hand: String::new(),
         kind: Kind::Object,
     }
 }
@@ -215,6 +231,7 @@ fn slot(wanted: &Wanted) -> Step {
         what: format!("slot {}", ident(&wanted.slot)),
         probe: format!("select {there}"),
         sql: format!("{} where not {there};", create_slot(&wanted.slot)),
+        by_hand: String::new(),
         kind: Kind::Slot,
     }
 }
@@ -255,7 +272,7 @@ mod tests {
 
     #[test]
     fn a_table_of_the_application_is_left_alone() {
-        let script = script(&wanted("shop.Events"));
+        let script = script(&wanted("shop.\"Events\""));
         for absent in ["create table", "create schema", "create role"] {
             assert!(!script.contains(absent), "{absent}");
         }

@@ -9,13 +9,13 @@ pub mod json;
 pub mod kombu;
 mod options;
 mod ready;
-mod time;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use ready::decode_bytea;
-pub(crate) use time::{Moment, parse_postgres, write_iso};
 
 /// Why a task cannot become a message, in words that name the column and the remedy. Never holds a payload.
 #[derive(Clone, PartialEq, Eq)]

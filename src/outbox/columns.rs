@@ -113,12 +113,33 @@ impl Columns {
                 })?;
             columns.map(field, column, Source::Configured);
         }
+        columns.give_way();
         match REQUIRED
             .into_iter()
             .find(|field| columns.column(*field).is_none())
         {
             Some(field) => Err(ColumnsError::Required(field.name())),
             None => Ok(columns),
+        }
+    }
+
+    /// A column that `[outbox.columns]` gives to a field is not also taken for the field of its own name: with
+    /// `kwargs = "payload"` a task has kwargs and no payload. Its identity and its name are never given away.
+    fn give_way(&mut self) {
+        let configured = self
+            .mapped
+            .iter()
+            .flatten()
+            .filter(|mapped| mapped.source == Source::Configured);
+        let taken: Vec<String> = configured.map(|mapped| mapped.column.clone()).collect();
+        for field in Field::ALL {
+            let mapped = &mut self.mapped[field as usize];
+            let gives_way = |mapped: &mut Mapped| {
+                mapped.source == Source::OwnName && taken.contains(&mapped.column)
+            };
+            if !REQUIRED.contains(&field) {
+                mapped.take_if(gives_way);
+            }
         }
     }
 
@@ -333,6 +354,15 @@ mod tests {
             ]
         );
         assert_eq!(columns.column(Field::Queue), None);
+    }
+
+    #[test]
+    fn a_column_that_is_given_away_is_not_taken_twice() {
+        let columns = columns(None, &[("kwargs", "payload"), ("key", "id")]);
+        assert_eq!(columns.column(Field::Kwargs), Some("payload"));
+        assert_eq!(columns.column(Field::Payload), None);
+        assert_eq!(columns.column(Field::Key), Some("id"));
+        assert_eq!(columns.column(Field::Id), Some("id"));
     }
 
     #[test]

@@ -88,8 +88,8 @@ pub struct Publication {
     pub member: Option<Membership>,
     /// A partitioned table above ours, under whose name our table's rows are sent.
     pub ancestor: Option<String>,
-    /// Some of the tables that are in it, where ours is not.
-    pub others: Option<String>,
+    /// The first few of the tables that are named in it.
+    pub tables: Option<String>,
 }
 
 /// A row of `pg_publication_rel`.
@@ -252,7 +252,7 @@ select json_build_object(
           or exists (select from pg_catalog.pg_publication_rel r where r.prpubid = p.oid and r.prrelid = ac.oid))
         order by a.height desc limit 1
       ),
-      'others', (
+      'tables', (
         select string_agg(name, ', ') from (
           select format('%s.%s', n.nspname, c.relname) as name
           from pg_catalog.pg_publication_rel r

@@ -56,7 +56,7 @@ pub fn judge_ground(facts: &Facts) -> Vec<Finding> {
                 format!("wal_level is {:?}; it must be \"logical\"", facts.wal_level),
             )
             .remedy(
-                "then restart the server. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter \
+                "set it, and restart the server. On Amazon RDS and Aurora: rds.logical_replication = 1 in the parameter \
                  group; on Google Cloud SQL: the flag cloudsql.logical_decoding = on",
             )
             .sql("alter system set wal_level = 'logical'"),
@@ -82,7 +82,7 @@ fn role(role: &Role, database: &str) -> Option<Finding> {
         return Some(
             fatal(format!("the daemon's role {name} does not exist"))
                 .remedy(format!(
-                    "then give it a password (in psql: \\password {name}), and run init again"
+                    "make it, give it a password (in psql: \\password {name}), and run init again"
                 ))
                 .sql(format!("create role {name} login replication")),
         );

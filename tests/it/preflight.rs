@@ -146,7 +146,7 @@ async fn faults_of_the_publication() {
 async fn faults_of_the_table() {
     let server = Server::start();
     let (client, expected) = ready(&server, "app").await;
-    // A table in a publication of its own cannot be made unlogged from Postgres 16 on; under FOR ALL TABLES it can.
+    // A table that is named in a publication cannot be made unlogged; under FOR ALL TABLES it can.
     run(
         &client,
         "drop publication aftercommit; create publication aftercommit for all tables with (publish = 'insert')",

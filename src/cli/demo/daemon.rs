@@ -4,6 +4,7 @@
 use std::fs::OpenOptions;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -129,13 +130,20 @@ impl<'a> Daemon<'a> {
         ready: oneshot::Sender<()>,
     ) -> Result<(), Error> {
         let mut child = self.spawn(database)?;
-        self.wait_until_it_reads(database, &mut child).await?;
+        let mut sender = self.wait_until_it_reads(database, &mut child).await?;
         let _ = ready.send(());
+        let mut back = true;
         loop {
             let mut pipe = Pipe::of(&mut child);
+            let mut next_sender = pin!(other_sender(database, sender));
             let order = loop {
                 tokio::select! {
                     order = orders.recv() => break order.unwrap_or(Order::Stop),
+                    other = &mut next_sender, if !back => {
+                        sender = other?;
+                        back = true;
+                        let _ = events.send(Event::Back { at: clock.now() }).await;
+                    }
                     line = pipe.next() => match line? {
                         Some(line) => pass_on(&queue, line).await,
                         None => return Err(self.ended(child.wait().await.map_err(Error::pipe)?)),
@@ -163,6 +171,7 @@ impl<'a> Daemon<'a> {
             }
             let _ = events.send(Event::Killed { at: clock.now() }).await;
             child = self.spawn(database)?;
+            back = false;
         }
     }
 
@@ -170,9 +179,12 @@ impl<'a> Daemon<'a> {
         &self,
         database: &Database,
         child: &mut Child,
-    ) -> Result<(), Error> {
+    ) -> Result<i32, Error> {
         let begin = tokio::time::Instant::now();
-        while !database.slot_is_active(SLOT).await? {
+        loop {
+            if let Some(sender) = database.sender_of(SLOT).await? {
+                return Ok(sender);
+            }
             if let Some(status) = child.try_wait().map_err(Error::pipe)? {
                 return Err(self.ended(status));
             }
@@ -181,7 +193,17 @@ impl<'a> Daemon<'a> {
             }
             tokio::time::sleep(POLL).await;
         }
-        Ok(())
+    }
+}
+
+/// Waits until the slot is sent to a daemon by another process than the one that sent it to the last daemon: that one
+/// may take a moment to see that its client is dead.
+async fn other_sender(database: &Database, last: i32) -> Result<i32, Error> {
+    loop {
+        match database.sender_of(SLOT).await? {
+            Some(sender) if sender != last => return Ok(sender),
+            _ => tokio::time::sleep(POLL).await,
+        }
     }
 }
 

@@ -47,6 +47,11 @@ pub(super) enum Event {
     },
     /// The daemon was killed.
     Killed {
+        /// When it was gone.
+        at: Duration,
+    },
+    /// A new daemon reads from the slot.
+    Back {
         /// When.
         at: Duration,
     },
@@ -85,7 +90,7 @@ pub(super) struct Ledger {
     outages: Vec<Outage>,
 }
 
-/// From a kill of the daemon to the first task after it.
+/// From a kill of the daemon to the time when a new one reads from the slot.
 struct Outage {
     from: Duration,
     to: Option<Duration>,
@@ -174,6 +179,12 @@ impl Ledger {
                 self.outages.push(Outage { from: at, to: None });
                 Some("the daemon: kill -9, and started again".to_owned())
             }
+            Event::Back { at } => {
+                if let Some(outage) = self.outages.last_mut() {
+                    outage.to = Some(at);
+                }
+                None
+            }
         }
     }
 
@@ -184,11 +195,6 @@ impl Ledger {
     }
 
     fn dispatched(&mut self, order: u64, id: String, key: Option<String>, at: Duration) {
-        if let Some(outage) = self.outages.last_mut()
-            && at >= outage.from
-        {
-            outage.to.get_or_insert(at);
-        }
         let life = self.lives.entry(order).or_default();
         life.deliveries += 1;
         if life.deliveries > 1 {

@@ -211,19 +211,19 @@ impl Database {
         self.administrate(ROLES).await
     }
 
-    /// Whether a daemon reads from the slot.
-    pub(super) async fn slot_is_active(&self, slot: &str) -> Result<bool, Error> {
+    /// The server's process that sends what the slot has to a daemon; `None` while no daemon reads from it.
+    pub(super) async fn sender_of(&self, slot: &str) -> Result<Option<i32>, Error> {
         let session = self.session("postgres").await?;
         let row = session
             .client
             .query_opt(
-                "select active from pg_replication_slots where slot_name = $1",
+                "select active_pid from pg_replication_slots where slot_name = $1",
                 &[&slot],
             )
             .await?;
         Ok(match row {
             Some(row) => row.try_get(0)?,
-            None => false,
+            None => None,
         })
     }
 }

@@ -65,8 +65,8 @@ fn table_in(publication: &Publication, table: &Table, expected: &Expectation) ->
     let published =
         publication.all_tables || publication.whole_schema || publication.member.is_some();
     if !published {
-        let others = match &publication.others {
-            Some(others) => format!("; it has {others}"),
+        let others = match &publication.tables {
+            Some(tables) => format!("; it has {tables}"),
             None => String::new(),
         };
         findings.push(

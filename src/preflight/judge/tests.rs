@@ -57,7 +57,7 @@ fn healthy() -> Facts {
                 columns: None,
             }),
             ancestor: None,
-            others: Some("aftercommit.outbox".to_owned()),
+            tables: Some("aftercommit.outbox".to_owned()),
         }),
         table: Some(Table {
             oid: 1,

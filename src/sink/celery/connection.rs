@@ -38,7 +38,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects and logs in.
+    /// Connects, logs in, and makes sure that we may use transactions: where MULTI is refused, the commands after it
+    /// are not, and a batch that counts as not applied would be, at every attempt.
     pub(super) async fn open(
         address: &Address,
         tls: Option<&Arc<ClientConfig>>,
@@ -48,7 +49,7 @@ impl Connection {
             stream,
             input: Vec::with_capacity(4096),
         };
-        let (mut request, mut expected) = (Vec::new(), 0);
+        let (mut request, mut expected) = (Vec::new(), 2);
         if let Some(password) = &address.password {
             let password = password.expose_secret().as_bytes();
             match &address.user {
@@ -66,6 +67,8 @@ impl Connection {
             );
             expected += 1;
         }
+        resp::write_command(&mut request, &[b"MULTI"]);
+        resp::write_command(&mut request, &[b"EXEC"]);
         for reply in connection.ask(&[IoSlice::new(&request)], expected).await? {
             if let Reply::Error(refusal) = reply {
                 return Err(Trouble::Refused(refusal));

@@ -44,7 +44,7 @@ pub(super) fn judge(refusal: &Refusal, list: &[u8]) -> Verdict {
             "broker_url names a Redis Cluster, where neither Celery nor we can use lists: name a single Redis",
         ),
         "NOPERM" if refusal.text.contains(" key") => Verdict::ListReject(Cause::new(format!(
-            "broker_url's user may not write to the list {}: ACL SETUSER ... ~<queue>*",
+            "broker_url's user may not use the key {}: ACL SETUSER ... ~<queue>*",
             shown(list)
         ))),
         "NOPERM" => outage(

@@ -3,31 +3,25 @@
 use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
-use uuid::Uuid;
 
 use super::Config;
+use super::batch::{Batch, Group};
 use super::connection::{Connection, Trouble};
-use super::outcome::{Verdict, judge, outage, shown};
+use super::outcome::{Verdict, judge, outage};
 use super::resp::{self, Reply};
 use super::url::Address;
+use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
-use crate::envelope::kombu::{self, Lists};
+use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
-use crate::pg::Timestamp;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
 
-/// Redis takes no larger argument (`proto-max-bulk-len`), and closes the connection at one: the same batch for ever.
-const MAX_MESSAGE: usize = 512 << 20;
 /// The bindings of an exchange are asked for again after this.
 const BINDINGS_FRESH: Duration = Duration::from_secs(1);
-/// A buffer that has grown beyond this is given back after its batch.
-const BUFFER_KEPT: usize = 4 << 20;
-/// Microseconds from 1970-01-01, the epoch of Unix, to 2000-01-01, that of Postgres.
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 /// Pushes tasks to the lists that kombu's Redis transport reads.
 pub struct Redis {
@@ -38,25 +32,9 @@ pub struct Redis {
     lists: Lists,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
     connection: Option<Connection>,
-    bindings: HashMap<String, (Instant, Vec<String>)>,
+    /// By exchange: when they were asked for, and what came; an outcome, where we cannot read them.
+    bindings: HashMap<String, (Instant, Result<Vec<String>, Outcome>)>,
     batch: Batch,
-}
-
-/// The batch in its wire form: for each list, its messages as arguments of one LPUSH.
-#[derive(Default)]
-struct Batch {
-    groups: Vec<Group>,
-    used: usize,
-    key: Vec<u8>,
-    body: Vec<u8>,
-}
-
-#[derive(Default)]
-struct Group {
-    list: Vec<u8>,
-    messages: Vec<u8>,
-    /// Indices of the tasks, one per message.
-    tasks: Vec<usize>,
 }
 
 impl Redis {
@@ -91,7 +69,7 @@ impl Redis {
                 self.ask_bindings(&mut connection, unknown).await?;
                 continue;
             }
-            let groups = self.batch.groups.get(..self.batch.used).unwrap_or_default();
+            let groups = self.batch.groups();
             let refused = match groups {
                 [] => break outcomes,
                 groups => send(&mut connection, groups).await,
@@ -130,7 +108,7 @@ impl Redis {
         tasks: &[Task],
         forbidden: &HashMap<Vec<u8>, Cause>,
     ) -> (Vec<Outcome>, HashSet<String>) {
-        let now = now();
+        let now = clock::now();
         let mut unknown = HashSet::new();
         let mut outcomes = Vec::with_capacity(tasks.len());
         let mut stopped: HashSet<&[u8]> = HashSet::new();
@@ -149,7 +127,8 @@ impl Redis {
                         .add(&self.lists, &message, index, &queues, forbidden)
                 }
                 Ok(message) => match self.bindings.get(&*message.exchange) {
-                    Some((_, bindings)) => {
+                    Some((_, Err(outcome))) => outcome.clone(),
+                    Some((_, Ok(bindings))) => {
                         let mut queues: Vec<&str> = bindings
                             .iter()
                             .filter_map(|b| self.lists.bound_queue(b, &message.routing_key))
@@ -191,9 +170,15 @@ impl Redis {
         let asked = Instant::now();
         for (exchange, reply) in exchanges.into_iter().zip(replies) {
             let bindings = match reply {
-                Reply::Array(Some(members)) => members.into_iter().filter_map(text).collect(),
+                Reply::Array(Some(members)) => Ok(members.into_iter().filter_map(text).collect()),
                 Reply::Error(refusal) => {
-                    return Err(outage(Trouble::Refused(refusal), &self.address));
+                    match judge(&refusal, self.lists.bindings_key(&exchange).as_bytes()) {
+                        Verdict::ListRetry(cause) => Err(Outcome::Retry(cause)),
+                        Verdict::ListReject(cause) => Err(Outcome::Reject(cause)),
+                        Verdict::Outage(_) => {
+                            return Err(outage(Trouble::Refused(refusal), &self.address));
+                        }
+                    }
                 }
                 _ => return Err(outage(Trouble::NotRedis, &self.address)),
             };
@@ -214,86 +199,6 @@ impl Sink for Redis {
                 Err(Outage(Cause::new(words)))
             })
         })
-    }
-}
-
-impl Batch {
-    fn clear(&mut self) {
-        self.used = 0;
-    }
-
-    fn shrink(&mut self) {
-        self.used = 0;
-        self.groups
-            .retain(|group| group.messages.capacity() <= BUFFER_KEPT);
-        self.groups.truncate(64);
-        if self.body.capacity() > BUFFER_KEPT {
-            self.body = Vec::new();
-        }
-    }
-
-    /// Encodes `message` once for each of `queues`.
-    fn add(
-        &mut self,
-        lists: &Lists,
-        message: &Message<'_>,
-        index: usize,
-        queues: &[&str],
-        forbidden: &HashMap<Vec<u8>, Cause>,
-    ) -> Outcome {
-        if queues.is_empty() {
-            return Outcome::Retry(Cause::new(format!(
-                "no queue is bound to the exchange {} for the routing key {}: start a worker that declares it",
-                shown(message.exchange.as_bytes()),
-                shown(message.routing_key.as_bytes()),
-            )));
-        }
-        if !forbidden.is_empty() {
-            for queue in queues {
-                self.key.clear();
-                lists.write_key(&mut self.key, queue, message.priority);
-                if let Some(cause) = forbidden.get(&self.key) {
-                    return Outcome::Reject(cause.clone());
-                }
-            }
-        }
-        for queue in queues {
-            self.key.clear();
-            lists.write_key(&mut self.key, queue, message.priority);
-            let (group, body) = self.group();
-            let before = group.messages.len();
-            let len = resp::write_bulk_with(&mut group.messages, |out| {
-                kombu::write(out, message, Uuid::new_v4(), body);
-            });
-            if len >= MAX_MESSAGE {
-                group.messages.truncate(before);
-                return Outcome::Reject(Cause::new(format!(
-                    "the message has {len} bytes, and Redis takes 512 MiB"
-                )));
-            }
-            group.tasks.push(index);
-        }
-        Outcome::Delivered
-    }
-
-    /// The group of the list `self.key`, and the scratch space for a body.
-    fn group(&mut self) -> (&mut Group, &mut Vec<u8>) {
-        let used = self.groups.get(..self.used).unwrap_or_default();
-        let at = used
-            .iter()
-            .position(|group| group.list == self.key)
-            .unwrap_or(self.used);
-        if at == self.groups.len() {
-            self.groups.push(Group::default());
-        }
-        let group = &mut self.groups[at];
-        if at == self.used {
-            self.used += 1;
-            group.list.clone_from(&self.key);
-            group.messages.clear();
-            group.tasks.clear();
-        }
-        (group, &mut self.body)
     }
 }
 
@@ -394,11 +299,4 @@ fn text(member: Reply) -> Option<String> {
         Reply::Bulk(Some(bytes)) => String::from_utf8(bytes).ok(),
         _ => None,
     }
-}
-
-fn now() -> Timestamp {
-    let since_1970 = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH)
 }

@@ -113,21 +113,25 @@ fn tasks_that_waited_for_the_daemon_are_told_apart() {
         committed(2, 19),
         Event::Killed { at: ms(20) },
         committed(4, 50),
+        // From what the killed daemon had still put into a broker.
+        committed(8, 12),
+        dispatched(8, "e", None, 25),
+        Event::Back { at: ms(110) },
         dispatched(2, "b", None, 120),
         dispatched(4, "c", None, 121),
         committed(6, 130),
         dispatched(6, "d", None, 133),
     ]);
     assert_eq!(got.latencies, [ms(2), ms(3)]);
-    assert_eq!(got.waited, [ms(71), ms(101)]);
+    assert_eq!(got.waited, [ms(13), ms(71), ms(101)]);
 }
 
 #[test]
-fn what_was_in_the_pipe_at_the_kill_does_not_end_the_outage() {
+fn without_a_daemon_that_comes_back_all_later_tasks_waited() {
     let got = counts([
         committed(0, 10),
-        Event::Killed { at: ms(20) },
         dispatched(0, "a", None, 15),
+        Event::Killed { at: ms(20) },
         committed(2, 30),
         dispatched(2, "b", None, 90),
     ]);
