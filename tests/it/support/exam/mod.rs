@@ -112,6 +112,28 @@ retry = {{ backoff = "50ms..500ms" }}
         Load::start(self.postgres.url(SUPERUSER), randoms, pause)
     }
 
+    /// Commits one transaction of so many rows, outside of the checker's view: for what is counted only.
+    pub(crate) fn bulk(&self, rows: usize) {
+        self.postgres.psql(&format!(
+            "insert into aftercommit.outbox (task, key, kwargs)
+             select 'exam.bulk', n % 1000, json_build_object('n', n, 'padding', '{CANARY_PAYLOAD}' || repeat('x', 100))
+             from generate_series(1, {rows}) n"
+        ));
+    }
+
+    /// Commits so many transactions of one row, as [`bulk`](Exam::bulk) does.
+    pub(crate) fn insert(&self, rows: usize) {
+        self.postgres.psql(&format!(
+            "do $$ begin
+               for n in 1 .. {rows} loop
+                 insert into aftercommit.outbox (task, key, kwargs)
+                 values ('exam.single', n % 1000, json_build_object('n', n, 'padding', '{CANARY_PAYLOAD}'));
+                 commit;
+               end loop;
+             end $$"
+        ));
+    }
+
     /// How many messages the daemon has pushed.
     pub(crate) async fn pushed(&self) -> usize {
         let mut connection = self.redis.connection().await;
