@@ -14,6 +14,7 @@ mod example;
 mod gate;
 mod init;
 mod kills;
+mod lifecycle;
 mod preflight;
 mod primary_faults;
 mod private_postgres;
