@@ -18,5 +18,6 @@ pub mod replication;
 pub mod route;
 pub mod sink;
 pub mod supervisor;
+pub mod tls;
 pub mod units;
 pub mod watermark;

@@ -11,6 +11,7 @@ pub const APPLICATION_NAME: &str = "aftercommit";
 mod auth;
 pub mod config;
 mod conninfo;
+mod end_point;
 pub mod error;
 mod keywords;
 pub mod message;
@@ -22,7 +23,6 @@ mod startup;
 pub mod stream;
 pub mod target;
 mod tls;
-mod verifier;
 mod walsender;
 
 pub use config::Config;
