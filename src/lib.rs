@@ -10,6 +10,7 @@ pub mod envelope;
 pub mod gate;
 pub mod intake;
 pub mod logging;
+pub mod near;
 pub mod outbox;
 pub mod pg;
 pub mod preflight;
