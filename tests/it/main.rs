@@ -4,8 +4,6 @@ mod celery_messages;
 mod celery_redis;
 mod cli;
 mod config;
-mod config_errors;
-mod config_generated;
 mod conformance;
 mod contract;
 mod control_postgres;
