@@ -41,6 +41,7 @@ if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | $root tee "$policy" >/dev/null
     $root chmod 755 "$policy"
     trap '$root rm -f "$policy"' EXIT
+    trap 'exit 1' HUP INT TERM
 fi
 
 echo "Installing$missing with apt-get; their services are not started." >&2

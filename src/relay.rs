@@ -6,16 +6,18 @@
 
 use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::{Duration, Instant};
+use std::pin::Pin;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::delivery::{Passage, Report};
 use crate::gate::clearance::Clearance;
-use crate::gate::watcher::{News, Wanted, Watch};
-use crate::intake::{Confirmation, Halt, Item, Message, Order, Session};
+use crate::gate::watcher::{News, Wanted};
+use crate::intake::{Batch, Confirmation, Halt, Item, Line, Order, Session};
 use crate::outbox::Task;
 use crate::outbox::assembler::Event;
 use crate::pg::Lsn;
@@ -25,6 +27,16 @@ use crate::watermark::{Begun, Ticket, Watermark};
 
 /// How long a graceful stop may take to deliver what is in flight. Below the ten seconds that container runtimes give.
 const DRAIN_WITHIN: Duration = Duration::from_secs(8);
+
+/// Items at the gate, for each task of the budget: an empty transaction and a keepalive take room too.
+const WAITING_ITEMS: u64 = 4;
+
+/// Transactions that are not wholly settled, or stand behind one that is not. A task that is tried again and again lets
+/// all others pass, but not for ever: each of their transactions is remembered until the server may forget it.
+const TRANSACTIONS: usize = 1 << 18;
+
+/// What has waited for so long no longer keeps the read buffer alive.
+const DETACH_AFTER: Duration = Duration::from_secs(1);
 
 /// Room for messages to a lane beyond the in-flight limit: what one message of the intake can bring on top of it.
 pub const LANE_SLACK: usize = 1 << 17;
@@ -36,11 +48,23 @@ pub struct SinkLanes {
     pub lanes: Vec<mpsc::Sender<Vec<Passage>>>,
 }
 
+/// Starts the watch over visibility for one session: of this walsender, answering what is wanted with news.
+pub type Gate = Box<
+    dyn Fn(
+            u32,
+            watch::Receiver<Option<Wanted>>,
+            mpsc::Sender<News>,
+        ) -> Pin<Box<dyn Future<Output = ()> + Send>>
+        + Send,
+>;
+
 /// The relay's ends of its channels.
 #[derive(Debug)]
 pub struct Channels {
-    /// From the intake.
-    pub messages: mpsc::Receiver<Message>,
+    /// From the intake: what it has read.
+    pub batches: mpsc::Receiver<Batch>,
+    /// From the intake: how it stands.
+    pub line: watch::Receiver<Line>,
     /// To the intake: what may be confirmed.
     pub confirmed: watch::Sender<Confirmation>,
     /// To the intake: what to do.
@@ -78,8 +102,8 @@ enum Passing {
     Open { ticket: Ticket, skip: u64 },
     /// One that was taken before the connection was lost.
     Known,
-    /// Nothing passes any more: the daemon drains, and this would be new. Never left, or a keepalive behind what was not
-    /// taken would confirm it.
+    /// Nothing passes any more: the daemon drains, and this would be new, or could never be confirmed. Never left, or a
+    /// keepalive behind what was not taken would confirm it.
     Closed,
 }
 
@@ -99,7 +123,7 @@ pub struct Relay {
     /// By route: index of its sink.
     sink_of_route: Vec<usize>,
     sinks: Vec<SinkLanes>,
-    gate: Option<Watch>,
+    gate: Option<Gate>,
     budget: Budget,
     channels: Channels,
 
@@ -107,13 +131,18 @@ pub struct Relay {
     passing: Passing,
     phase: Phase,
     session: Option<Session>,
+    /// The intake has ended, and said why.
+    intake_halted: bool,
     /// Items whose transaction, or one before it, is not visible yet.
     waiting: VecDeque<Item>,
     waiting_tasks: u64,
+    waiting_since: Option<Instant>,
     clearance: Option<Clearance>,
     wanted: watch::Sender<Option<Wanted>>,
     news: mpsc::Receiver<News>,
     watchers: JoinSet<()>,
+    /// A lane does not take what it is sent.
+    lane_died: bool,
     /// Bytes of the tasks that are waiting or in a lane.
     bytes: usize,
     /// Tasks that were rejected; they stay unsettled.
@@ -130,7 +159,9 @@ enum Wake {
     Deadline,
     Report(Report),
     News(News),
-    Message(Option<Message>),
+    Line,
+    IntakeGone,
+    Batch(Batch),
     LanesGone,
 }
 
@@ -140,7 +171,7 @@ impl Relay {
         router: Router,
         sink_of_route: Vec<usize>,
         sinks: Vec<SinkLanes>,
-        gate: Option<Watch>,
+        gate: Option<Gate>,
         budget: Budget,
         channels: Channels,
     ) -> Relay {
@@ -161,12 +192,15 @@ impl Relay {
             passing: Passing::Between,
             phase: Phase::Running,
             session: None,
+            intake_halted: false,
             waiting: VecDeque::new(),
             waiting_tasks: 0,
+            waiting_since: None,
             clearance: None,
             wanted,
             news,
             watchers: JoinSet::new(),
+            lane_died: false,
             bytes: 0,
             rejected: 0,
             delivered: 0,
@@ -200,13 +234,12 @@ impl Relay {
                 Wake::News(News::ServerLeaving) => {
                     self.channels.orders.send_replace(Order::Leave);
                 }
-                Wake::Message(Some(message)) => self.message(message),
-                Wake::Message(None) | Wake::LanesGone => {
-                    break halted(
-                        Stop::Runtime,
-                        "a part of the daemon has ended unexpectedly; see the log above",
-                    );
-                }
+                Wake::Line => self.line(),
+                Wake::Batch(batch) => self.batch(batch),
+                Wake::IntakeGone | Wake::LanesGone => break part_died(),
+            }
+            if self.lane_died {
+                break part_died();
             }
             self.publish();
             if self.drained() {
@@ -216,52 +249,84 @@ impl Relay {
         info!(delivered = self.delivered, confirmed = %self.watermark.confirmed().lsn(), "stopping");
         self.channels.orders.send_replace(Order::Finish);
         // Until the intake has closed: it may be handing over what nobody will take.
-        while self.channels.messages.recv().await.is_some() {}
+        while self.channels.batches.recv().await.is_some() {}
         end
     }
 
     /// Waits for the next thing to do, by priority.
     async fn select(&mut self) -> Wake {
         let room = self.watermark.outstanding() + self.waiting_tasks < self.budget.tasks
-            && self.bytes < self.budget.bytes;
+            && self.bytes < self.budget.bytes
+            && (self.waiting.len() as u64) < self.budget.tasks.saturating_mul(WAITING_ITEMS)
+            && self.watermark.transactions() < TRANSACTIONS;
         let deadline = match self.phase {
             Phase::Draining { deadline, .. } => Some(deadline),
             Phase::Running => None,
         };
-        // While draining, only what completes a transaction that is half on its way is still taken.
-        let take = room && (deadline.is_none() || self.watermark.in_transaction());
+        let take = room && !self.intake_halted && (deadline.is_none() || self.is_completing());
         tokio::select! {
             biased;
             // 1. A change of phase.
             Ok(()) = self.channels.signals.changed() => Wake::Signal(*self.channels.signals.borrow()),
             () = sleep_until(deadline), if deadline.is_some() => Wake::Deadline,
+            changed = self.channels.line.changed(), if !self.intake_halted => match changed {
+                Ok(()) => Wake::Line,
+                Err(_) => Wake::IntakeGone,
+            },
             // 2. Outcomes.
             report = self.channels.reports.recv() => report.map_or(Wake::LanesGone, Wake::Report),
             // 3. The gate.
             Some(news) = self.news.recv() => Wake::News(news),
-            // 4. Intake, only with budget in hand.
-            message = self.channels.messages.recv(), if take => Wake::Message(message),
+            // 4. Intake, only with budget in hand. That it has ended, the line tells.
+            Some(batch) = self.channels.batches.recv(), if take => Wake::Batch(batch),
         }
     }
 
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Session(session) => self.begin_session(session),
-            Message::Items(items) => {
-                for item in items {
-                    self.arrive(item);
-                }
-                self.send_off();
+    /// The intake stands differently. What stood between is not seen, and need not be.
+    fn line(&mut self) {
+        let line = self.channels.line.borrow_and_update().clone();
+        match line {
+            Line::Up(session) if self.session == Some(session) => {}
+            Line::Up(session) => {
+                self.end_session();
+                self.begin_session(session);
             }
-            Message::Lost => self.end_session(),
-            Message::Halted(halt) => self.drain(End::Halted(halt)),
+            Line::Down => self.end_session(),
+            Line::Halted(halt) => {
+                self.end_session();
+                self.intake_halted = true;
+                self.drain(End::Halted(halt));
+            }
         }
+    }
+
+    fn batch(&mut self, batch: Batch) {
+        let is_current =
+            |session: Option<Session>| session.is_some_and(|it| it.number == batch.session);
+        if !is_current(self.session) {
+            // It may have overtaken the word of its session.
+            self.line();
+        }
+        if !is_current(self.session) {
+            return;
+        }
+        let long = self
+            .waiting_since
+            .is_some_and(|since| since.elapsed() > DETACH_AFTER);
+        for mut item in batch.items {
+            if let (true, Item::Outbox(Event::Task(task))) = (long, &mut item) {
+                task.detach();
+            }
+            self.arrive(item);
+        }
+        self.send_off();
     }
 
     fn begin_session(&mut self, session: Session) {
         let before = self.channels.confirmed.borrow().generation;
         if before != session.generation {
             self.watermark.reset();
+            self.rejected = 0;
             self.channels.confirmed.send_replace(Confirmation {
                 generation: session.generation,
                 lsn: self.watermark.confirmed(),
@@ -274,14 +339,17 @@ impl Relay {
             self.wanted = wanted;
             self.news = hears;
             self.watchers
-                .spawn(gate.clone().run(session.walsender_pid, wants, news));
+                .spawn(gate(session.walsender_pid, wants, news));
         }
     }
 
-    /// What waits at the gate comes again with the next session; what was let through stays on its way.
+    /// What waits at the gate comes again with the next session; what was let through stays on its way. What the gate
+    /// knows, or is about to say, is of this session's server: on another one the same transaction id is another's.
     fn end_session(&mut self) {
         self.session = None;
         self.clearance = None;
+        self.news.close();
+        while self.news.try_recv().is_ok() {}
         if !matches!(self.passing, Passing::Closed) {
             self.passing = Passing::Between;
         }
@@ -291,7 +359,9 @@ impl Relay {
             }
         }
         self.waiting_tasks = 0;
+        self.waiting_since = None;
         self.watchers.abort_all();
+        while self.watchers.try_join_next().is_some() {}
     }
 
     /// An item comes from the intake.
@@ -304,7 +374,14 @@ impl Relay {
             return;
         }
         if self.waiting.is_empty() {
+            self.waiting_since = Some(Instant::now());
             self.want(&item);
+        }
+        if let (Item::Keepalive(wal_end), Some(Item::Keepalive(last))) =
+            (&item, self.waiting.back_mut())
+        {
+            *last = (*last).max(*wal_end);
+            return;
         }
         self.waiting_tasks += u64::from(matches!(item, Item::Outbox(Event::Task(_))));
         self.waiting.push_back(item);
@@ -348,6 +425,9 @@ impl Relay {
             }
             self.waiting_tasks -= u64::from(matches!(item, Item::Outbox(Event::Task(_))));
             self.pass(item);
+        }
+        if self.waiting.is_empty() {
+            self.waiting_since = None;
         }
         self.send_off();
     }
@@ -434,9 +514,8 @@ impl Relay {
                     continue;
                 }
                 let sent = self.sinks[sink].lanes[lane].try_send(std::mem::take(passages));
-                // The budget bounds what is in the lanes, and a lane ends only after the relay; a lane that died is
-                // noticed by the supervisor.
-                debug_assert!(!matches!(sent, Err(mpsc::error::TrySendError::Full(_))));
+                // The budget bounds what is in the lanes, and a lane ends only after the relay.
+                self.lane_died |= sent.is_err();
             }
         }
     }
@@ -458,9 +537,12 @@ impl Relay {
         }
     }
 
-    /// Without a hold table a task that can never be delivered stops the daemon: anything else would lose it.
+    /// Without a hold table a task that can never be delivered stops the daemon: anything else would lose it. What comes
+    /// behind it can't be confirmed, and would only be sent twice.
     fn reject(&mut self, task: &Task, cause: &crate::sink::Cause) {
         self.rejected += 1;
+        self.bytes -= task.size();
+        self.passing = Passing::Closed;
         let message = format!(
             "task {} ({:?}), committed at {}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
              the slot, and is tried again at the next start. Correct the configuration",
@@ -495,12 +577,17 @@ impl Relay {
         }
     }
 
+    /// A transaction of which only a part was taken is completed, or it would all come again; but not if it cannot be.
+    fn is_completing(&self) -> bool {
+        self.session.is_some()
+            && self.watermark.in_transaction()
+            && !matches!(self.passing, Passing::Closed)
+    }
+
     fn drained(&self) -> bool {
-        let settled = self.watermark.outstanding() == self.rejected;
-        // A transaction of which only a part was taken is completed, or it would all come again; but not if it cannot be.
-        self.is_draining()
-            && settled
-            && (!self.watermark.in_transaction() || self.session.is_none())
+        // A task may have been rejected on another generation, whose work no longer counts.
+        let settled = self.watermark.outstanding() <= self.rejected;
+        self.is_draining() && settled && !self.is_completing()
     }
 
     fn publish(&mut self) {
@@ -529,6 +616,13 @@ impl Relay {
     }
 }
 
+fn part_died() -> End {
+    halted(
+        Stop::Runtime,
+        "a part of the daemon has ended unexpectedly; see the log above",
+    )
+}
+
 fn halted(stop: Stop, words: impl Into<String>) -> End {
     End::Halted(Halt {
         stop,
@@ -538,6 +632,9 @@ fn halted(stop: Stop, words: impl Into<String>) -> End {
 
 async fn sleep_until(deadline: Option<Instant>) {
     if let Some(deadline) = deadline {
-        tokio::time::sleep_until(deadline.into()).await;
+        tokio::time::sleep_until(deadline).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

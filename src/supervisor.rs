@@ -10,14 +10,14 @@ use tracing::error;
 
 use crate::delivery::Lane;
 use crate::gate::watcher::Watch;
-use crate::intake::{self, Confirmation, Intake, Order};
-use crate::relay::{self, Budget, End, LANE_SLACK, Relay, SinkLanes};
+use crate::intake::{self, Confirmation, Intake, Line, Order};
+use crate::relay::{self, Budget, End, Gate, LANE_SLACK, Relay, SinkLanes};
 use crate::route::Router;
 use crate::sink::Sink;
 use crate::units::BackoffRange;
 
-/// Messages between intake and relay that are under way. Few: each is a whole read's worth.
-const MESSAGES: usize = 2;
+/// Batches between intake and relay that are under way. Few: each is a whole read's worth.
+const BATCHES: usize = 2;
 /// Reports of lanes that are under way.
 const REPORTS: usize = 64;
 /// Pauses while a sink is away.
@@ -64,7 +64,8 @@ pub fn run(plan: Plan) -> std::io::Result<End> {
 }
 
 async fn run_parts(plan: Plan) -> std::io::Result<End> {
-    let (messages, from_intake) = mpsc::channel(MESSAGES);
+    let (batches, from_intake) = mpsc::channel(BATCHES);
+    let (line, stands) = watch::channel(Line::default());
     let (confirmed, confirmable) = watch::channel(Confirmation::default());
     let (orders, ordered) = watch::channel(Order::default());
     let (reports, from_lanes) = mpsc::channel(REPORTS);
@@ -109,7 +110,8 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     drop(reports);
 
     let channels = intake::Channels {
-        messages,
+        batches,
+        line,
         confirmed: confirmable,
         orders: ordered,
     };
@@ -118,10 +120,11 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         plan.router,
         plan.sink_of_route,
         sinks,
-        plan.gate,
+        plan.gate.map(gate),
         plan.budget,
         relay::Channels {
-            messages: from_intake,
+            batches: from_intake,
+            line: stands,
             confirmed,
             orders,
             reports: from_lanes,
@@ -136,6 +139,10 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         error!("the intake's thread has ended unexpectedly");
     }
     Ok(end)
+}
+
+fn gate(watch: Watch) -> Gate {
+    Box::new(move |walsender, wanted, news| Box::pin(watch.clone().run(walsender, wanted, news)))
 }
 
 /// The reader has a thread and a runtime of its own: under load it sleeps between reads.

@@ -192,6 +192,11 @@ impl Watermark {
         self.outstanding
     }
 
+    /// Transactions, and keepalives, that are remembered: those which are not settled, and all that came behind one.
+    pub fn transactions(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Whether a transaction is open: begun, and its Commit not taken yet.
     pub fn in_transaction(&self) -> bool {
         self.entries.back().is_some_and(|entry| entry.end.is_none())

@@ -1,9 +1,9 @@
 //! A lane: takes tasks in order, hands them to its sink in batches, and reports what became of them.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::Passage;
@@ -70,7 +70,7 @@ impl Lane {
                     Err(mpsc::error::TryRecvError::Disconnected) => open = false,
                 }
             }
-            let batch = queue.next_batch(Instant::now(), BATCH_TASKS, BATCH_BYTES);
+            let batch = queue.next_batch(Instant::now().into_std(), BATCH_TASKS, BATCH_BYTES);
             if !batch.is_empty() {
                 if !self.hand_over(batch, &mut queue, &mut outage).await {
                     return;
@@ -155,7 +155,7 @@ impl Lane {
         let mut counts: Vec<(Ticket, u64)> = Vec::new();
         let (mut tasks, mut bytes) = (0, 0);
         let mut rejected = Vec::new();
-        let now = Instant::now();
+        let now = Instant::now().into_std();
         for (passage, outcome) in results {
             match outcome {
                 Outcome::Delivered => {
@@ -212,7 +212,7 @@ impl Lane {
     }
 }
 
-async fn sleep_until(due: Option<Instant>) {
+async fn sleep_until(due: Option<std::time::Instant>) {
     if let Some(due) = due {
         tokio::time::sleep_until(due.into()).await;
     }

@@ -21,9 +21,8 @@ use super::call::Call;
 use super::json::{self, Kind};
 use super::options::{Options, Row};
 use super::ready::Ready;
-use super::time::{Moment, parse_postgres, write_iso};
 use crate::outbox::{Field, Task};
-use crate::pg::Timestamp;
+use crate::pg::{Moment, Timestamp};
 
 /// Characters of `argsrepr` and `kwargsrepr`, at most: Celery's own limit.
 pub const REPR_CHARS: usize = 1024;
@@ -218,20 +217,17 @@ pub(super) fn json_column(task: &Task, field: Field, kind: Kind) -> Result<Optio
 }
 
 fn moment(task: &Task, field: Field) -> Result<Option<Timestamp>, Unfit> {
-    let Some(text) = task.text(field) else {
+    let Some(text) = task.get(field) else {
         return Ok(None);
     };
     let name = field.name();
-    match (field, parse_postgres(text)) {
-        (_, Some(Moment::At(at))) if write_iso(&mut Vec::new(), at) => Ok(Some(at)),
-        (Field::RunAt, Some(Moment::Past)) | (Field::ExpiresAt, Some(Moment::Never)) => Ok(None),
-        (Field::RunAt, Some(Moment::Never)) => {
-            Err(Unfit::new("run_at is infinity: it would never run"))
-        }
-        (_, Some(Moment::Past)) => Err(Unfit::new("expires_at is -infinity: it would never run")),
-        _ => Err(Unfit::new(format!(
-            "{name} must be a timestamptz in the years 1 to 9999"
-        ))),
+    match (field, Moment::parse(text)) {
+        (_, Ok(Moment::At(at))) if at.rfc3339().is_some() => Ok(Some(at)),
+        (Field::RunAt, Ok(Moment::Past)) | (Field::ExpiresAt, Ok(Moment::Never)) => Ok(None),
+        (_, Ok(Moment::Never)) => Err(Unfit::new("run_at is infinity: it would never run")),
+        (_, Ok(Moment::Past)) => Err(Unfit::new("expires_at is -infinity: it would never run")),
+        (_, Ok(Moment::At(_))) => Err(Unfit::new(format!("{name} must be in the years 1 to 9999"))),
+        (_, Err(defect)) => Err(Unfit::new(format!("{name} is {defect}"))),
     }
 }
 
@@ -281,12 +277,12 @@ fn route<'t>(
 }
 
 pub(super) fn write_time(out: &mut Vec<u8>, at: Option<Timestamp>) {
-    let start = out.len();
-    out.push(b'"');
-    if at.is_some_and(|at| write_iso(out, at)) {
-        out.push(b'"');
-    } else {
-        out.truncate(start);
-        out.extend_from_slice(b"null");
+    match at.and_then(Timestamp::rfc3339) {
+        Some(text) => {
+            out.push(b'"');
+            out.extend_from_slice(text.as_bytes());
+            out.push(b'"');
+        }
+        None => out.extend_from_slice(b"null"),
     }
 }

@@ -11,13 +11,11 @@ mod options;
 mod ready;
 #[cfg(test)]
 mod tests;
-mod time;
 
 use std::borrow::Cow;
 use std::fmt;
 
 pub(crate) use ready::decode_bytea;
-pub(crate) use time::{Moment, parse_postgres, write_iso};
 
 /// Why a task cannot become a message, in words that name the column and the remedy. Never holds a payload.
 #[derive(Clone, PartialEq, Eq)]

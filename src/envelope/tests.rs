@@ -156,11 +156,15 @@ fn what_is_unfit_is_refused_with_the_reason() {
         (&[(RunAt, "infinity")], "run_at is infinity"),
         (
             &[(RunAt, "10000-01-01 00:00:00+00")],
-            "run_at must be a timestamptz in the years 1 to 9999",
+            "run_at must be in the years 1 to 9999",
         ),
         (&[(RunAt, "0044-03-15 00:00:00+00 BC")], "run_at must be"),
         (&[(ExpiresAt, "-infinity")], "expires_at is -infinity"),
-        (&[(ExpiresAt, "tomorrow")], "expires_at must be"),
+        (&[(ExpiresAt, "tomorrow")], "expires_at is not a timestamp"),
+        (
+            &[(RunAt, "2031-02-03 04:05:06")],
+            "run_at is a timestamp without a time zone; the column has to be a timestamptz",
+        ),
         (&[(Queue, "")], "queue is empty"),
         (&[(Options, "[]")], "options is no JSON object"),
         (&[(Options, "{\"retries\": 1")], "options is no JSON object"),

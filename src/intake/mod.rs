@@ -4,6 +4,7 @@
 //! and nothing that a sink does can delay its status updates. It connects, checks, streams, and connects again for ever,
 //! until it is told to finish or meets an error that needs the operator.
 
+mod drift;
 pub mod pacing;
 mod pump;
 mod session;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
@@ -30,6 +32,9 @@ const STAND_BY: BackoffRange = BackoffRange {
     min: Duration::from_secs(1),
     max: Duration::from_secs(2),
 };
+/// A session that lasted for so long was a good one: the next pause is the shortest again. A server that accepts us and
+/// fails on the same transaction each time is not asked to decode it ten times a second.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// What the intake needs to know.
 #[derive(Clone, Debug)]
@@ -55,16 +60,27 @@ pub enum Until {
     Lsn(Lsn),
 }
 
-/// What flows from the intake to the relay, in the order of the stream.
+/// Decoded events of one session, in the order of the stream.
 #[derive(Debug)]
-pub enum Message {
-    /// A session has begun; what follows is of it.
-    Session(Session),
-    /// Decoded events.
-    Items(Vec<Item>),
-    /// The session has ended; another will follow.
-    Lost,
-    /// Only the operator can help.
+pub struct Batch {
+    /// [`Session::number`]; what is left over from a session that has ended is of no use.
+    pub session: u64,
+    /// The events.
+    pub items: Vec<Item>,
+}
+
+/// How the intake stands.
+///
+/// Beside the batches and not among them: the relay takes no batch while its budget is used up, but must hear at once
+/// that a session has ended. What waits at the gate is cleared on the session's server, or never.
+#[derive(Clone, Debug, Default)]
+pub enum Line {
+    /// No session; one will follow.
+    #[default]
+    Down,
+    /// A session streams.
+    Up(Session),
+    /// Only the operator can help; no session will follow.
     Halted(Halt),
 }
 
@@ -93,6 +109,8 @@ pub enum Item {
 /// A replication session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Session {
+    /// Counts the sessions.
+    pub number: u64,
     /// Counts the identities (system, timeline) that were met. LSNs of different generations mean different things.
     pub generation: u64,
     /// The walsender's process id.
@@ -126,7 +144,9 @@ pub enum Order {
 #[derive(Debug)]
 pub struct Channels {
     /// To the relay.
-    pub messages: mpsc::Sender<Message>,
+    pub batches: mpsc::Sender<Batch>,
+    /// To the relay: how the intake stands.
+    pub line: watch::Sender<Line>,
     /// What may be confirmed.
     pub confirmed: watch::Receiver<Confirmation>,
     /// What to do.
@@ -156,13 +176,15 @@ impl Intake {
                 opened = session::open(&self, &mut history, &channels) => opened,
             };
             let error = match opened {
-                Ok(open) => {
+                Ok((open, facts)) => {
                     (reconnect.attempts() > 0 || stand_by.attempts() > 0)
                         .then(|| info!("connected again"));
                     stand_by.reset();
-                    let ended = pump::run(&self, open, &mut channels, &mut reconnect).await;
-                    if channels.messages.send(Message::Lost).await.is_err() {
-                        return;
+                    let since = Instant::now();
+                    let watch = drift::watch(self.clone(), facts);
+                    let ended = pump::run(open, watch, &mut channels, std::thread::sleep).await;
+                    if since.elapsed() >= STEADY {
+                        reconnect.reset();
                     }
                     match ended {
                         Ended::Finished => return,
@@ -174,12 +196,10 @@ impl Intake {
             };
             let pause = match error.policy() {
                 Policy::Stop(stop) => {
-                    // Nobody listens any more: then the relay has ended already.
-                    let halt = Halt {
+                    channels.line.send_replace(Line::Halted(Halt {
                         stop,
                         words: error.to_string(),
-                    };
-                    let _ = channels.messages.send(Message::Halted(halt)).await;
+                    }));
                     return;
                 }
                 Policy::StandBy => {
@@ -199,7 +219,7 @@ impl Intake {
                 biased;
                 _ = finish.wait_for(|order| *order == Order::Finish) => return,
                 () = tokio::time::sleep(pause) => {}
-                () = channels.messages.closed() => return,
+                () = channels.batches.closed() => return,
             }
         }
     }

@@ -48,15 +48,19 @@ impl Pacing {
 mod tests {
     use super::*;
 
-    /// Feeds reads of `bytes` every `gap`, a second long; says how many were followed by a pause.
+    /// Messages of `bytes` arrive every `gap`, for a second; a read takes all that have arrived since the last one. Says
+    /// how many reads were followed by a pause.
     fn pauses(bytes: usize, gap: Duration) -> (usize, usize) {
         let start = Instant::now();
         let mut pacing = Pacing::new(start);
-        let (mut now, mut reads, mut paused) = (start, 0, 0);
+        let (mut now, mut taken, mut reads, mut paused) = (start, 0, 0, 0);
         while now < start + Duration::from_secs(1) {
+            now = now.max(start + gap * (taken + 1));
+            let arrived = ((now - start).as_nanos() / gap.as_nanos()) as u32;
+            let read = bytes * (arrived - taken) as usize;
+            taken = arrived;
             reads += 1;
-            now += gap;
-            if let Some(pause) = pacing.after_read(bytes, now) {
+            if let Some(pause) = pacing.after_read(read, now) {
                 paused += 1;
                 now += pause;
             }

@@ -1,23 +1,26 @@
 //! The reader's loop: socket → frames → events → relay, and the status updates back.
 //!
-//! Arms, by priority: orders; the status timer; handing over what was read; reading. The timer waits for nothing but the
-//! loop's own turn: while the relay takes nothing, the loop does not read, but still says that we live.
+//! Arms, by priority: orders; the status timer; what the watch has seen; handing over what was read; reading. The timer
+//! waits for nothing but the loop's own turn: while the relay takes nothing, the loop does not read, but still says that
+//! we live.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tracing::{error, warn};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
 
+use super::drift::Seen;
 use super::pacing::Pacing;
-use super::session::{Open, check, refuse};
-use super::{Channels, Ended, Intake, Item, Message, Order, Session};
-use crate::backoff::Backoff;
+use super::session::Open;
+use super::{Batch, Channels, Ended, Item, Line, Order, Session};
+use crate::clock;
 use crate::outbox::{AssembleError, Assembler, Event};
 use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
-use crate::pg::{ConfirmedLsn, Lsn, Timestamp};
-use crate::preflight::{self, Facts};
+use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::stream::{Chunk, Stream};
-use crate::replication::{Error, Place, Policy, Socket, Stop, connect_sql};
+use crate::replication::{Error, Place, Policy, Stop};
 
 /// How often news is confirmed. More often would only make the server write the slot more often.
 const STATUS_INTERVAL: Duration = Duration::from_millis(500);
@@ -30,15 +33,18 @@ const DEMANDS_AT_SHUTDOWN: u32 = 20;
 /// A server that has been silent for so long, though asked, is gone.
 const SILENCE: Duration = Duration::from_secs(35);
 /// How long a server that is shutting down is kept waiting for what is in flight.
-const LEAVE_WITHIN: Duration = Duration::from_secs(2);
-/// How often slot, publication and table are looked at again.
-const WATCH_INTERVAL: Duration = Duration::from_secs(20);
+const SETTLE_WITHIN: Duration = Duration::from_millis(1500);
+/// How long such a server may then take to read the last status update and to close.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
+/// The same for any other server: to go without its answer could lose the update, and send tasks twice.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
-struct Pump<'a> {
-    intake: &'a Intake,
-    stream: Stream<Socket>,
+struct Pump<S> {
+    stream: Stream<S>,
     assembler: Assembler,
     session: Session,
+    /// How the pause under load is made.
+    pause: fn(Duration),
     /// The highest position that this session has received: nothing above it is confirmed, whatever the relay says.
     received: Lsn,
     sent: ConfirmedLsn,
@@ -51,25 +57,24 @@ struct Pump<'a> {
     leave_at: Option<Instant>,
 }
 
-/// Pumps until the session ends.
-pub(super) async fn run(
-    intake: &Intake,
-    open: Open,
+/// Pumps until the session ends. `pause` really sleeps, but in tests.
+pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
+    open: Open<S>,
+    watch: mpsc::Receiver<Seen>,
     channels: &mut Channels,
-    reconnect: &mut Backoff,
+    pause: fn(Duration),
 ) -> Ended {
     let now = Instant::now();
     let Open {
         stream,
         assembler,
         session,
-        facts,
     } = open;
     let mut pump = Pump {
-        intake,
         stream,
         assembler,
         session,
+        pause,
         received: Lsn::ZERO,
         sent: ConfirmedLsn::default(),
         sent_at: now,
@@ -78,30 +83,36 @@ pub(super) async fn run(
         demands: 0,
         leave_at: None,
     };
-    let ended = pump.run(channels, facts, reconnect).await;
+    channels.line.send_replace(Line::Up(session));
+    let ended = pump.run(channels, watch).await;
+    channels.line.send_replace(Line::Down);
     // What is settled by now is confirmed, so that it does not come again; a broken socket refuses it.
-    if let Ended::Finished | Ended::Left = ended {
+    let patience = match ended {
+        Ended::Finished => CLOSE_WITHIN,
+        Ended::Left => LEAVE_WITHIN,
+        Ended::Failed(_) => return ended,
+    };
+    let last = async {
         let _ = pump.send_status(channels, false).await;
-        pump.stream.close(LEAVE_WITHIN).await;
-    }
+        pump.stream.close(patience).await;
+    };
+    let _ = timeout(patience, last).await;
     ended
 }
 
-impl Pump<'_> {
-    async fn run(
-        &mut self,
-        channels: &mut Channels,
-        facts: Facts,
-        reconnect: &mut Backoff,
-    ) -> Ended {
-        let mut pacing = Pacing::new(Instant::now());
-        let mut pending: Option<Vec<Item>> = None;
-        let mut drift = self.watch_drift(facts);
+impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
+    async fn run(&mut self, channels: &mut Channels, mut watch: mpsc::Receiver<Seen>) -> Ended {
+        let mut pacing = Pacing::new(Instant::now().into_std());
+        let mut pending: Option<Batch> = None;
+        // An order to leave that came before this session was for another one.
+        if *channels.orders.borrow_and_update() == Order::Finish {
+            return Ended::Finished;
+        }
         loop {
             let outcome = tokio::select! {
                 biased;
                 changed = channels.orders.changed() => {
-                    let order = *channels.orders.borrow();
+                    let order = *channels.orders.borrow_and_update();
                     match (changed, order) {
                         (Err(_), _) | (Ok(()), Order::Finish) => return Ended::Finished,
                         (Ok(()), Order::Leave) => self.leave(),
@@ -109,27 +120,31 @@ impl Pump<'_> {
                     }
                     Ok(())
                 }
-                () = tokio::time::sleep_until(self.next_status.into()) => self.tick(channels, pending.is_some()).await,
-                found = &mut drift => match found {
-                    Ok(error) => Err(error),
-                    Err(_) => Err(Error::protocol(Place::Streaming, "the watch over slot, publication and table has ended")),
+                () = sleep_until(self.next_status) => self.tick(channels, pending.is_some()).await,
+                seen = watch.recv() => match seen {
+                    Some(Seen::Leaving) => {
+                        self.leave();
+                        Ok(())
+                    }
+                    Some(Seen::Drift(error)) => Err(error),
+                    None => Err(Error::protocol(Place::Streaming, "the watch over slot, publication and table has ended")),
                 },
-                permit = channels.messages.reserve(), if pending.is_some() => match (permit, pending.take()) {
-                    (Ok(permit), Some(items)) => {
-                        permit.send(Message::Items(items));
+                permit = channels.batches.reserve(), if pending.is_some() => match (permit, pending.take()) {
+                    (Ok(permit), Some(batch)) => {
+                        permit.send(batch);
                         Ok(())
                     }
                     _ => return Ended::Finished,
                 },
                 chunk = self.stream.read(), if pending.is_none() => match chunk {
                     Ok(chunk) => {
-                        reconnect.reset();
                         self.heard_at = Instant::now();
                         let read = chunk.bytes.len();
                         self.decode(&chunk).map(|items| {
-                            pending = hand_over(items, &channels.messages);
-                            if let Some(pause) = pacing.after_read(read, self.heard_at) {
-                                std::thread::sleep(pause);
+                            let batch = Batch { session: self.session.number, items };
+                            pending = hand_over(batch, &channels.batches);
+                            if let Some(pause) = pacing.after_read(read, self.heard_at.into_std()) {
+                                (self.pause)(pause);
                             }
                         })
                     }
@@ -178,7 +193,7 @@ impl Pump<'_> {
                         self.next_status = self.next_status.min(self.sent_at + REPLY_SPACING);
                     }
                     match items.last_mut() {
-                        Some(Item::Keepalive(last)) => *last = wal_end,
+                        Some(Item::Keepalive(last)) => *last = wal_end.max(*last),
                         _ => items.push(Item::Keepalive(wal_end)),
                     }
                 }
@@ -202,14 +217,16 @@ impl Pump<'_> {
             return Err(Error::timeout(Place::Streaming, silent));
         }
         let news = self.confirmable(channels) > self.sent;
-        let due = now.duration_since(self.sent_at) >= STATUS_AT_LEAST;
+        // The next tick would be too late.
+        let due = now.duration_since(self.sent_at) + STATUS_INTERVAL > STATUS_AT_LEAST;
         // To end at a position we must hear that the server has come so far.
         let ask = silent >= STATUS_AT_LEAST || self.session.until.is_some();
         if news || due || ask || self.demands > 0 {
             self.send_status(channels, ask).await?;
         }
         self.demands = 0;
-        self.next_status = now + STATUS_INTERVAL;
+        let next = now + STATUS_INTERVAL;
+        self.next_status = self.leave_at.map_or(next, |at| next.min(at));
         Ok(())
     }
 
@@ -225,55 +242,25 @@ impl Pump<'_> {
     async fn send_status(&mut self, channels: &Channels, ask: bool) -> Result<(), Error> {
         self.sent = self.confirmable(channels).max(self.sent);
         self.sent_at = Instant::now();
-        self.stream.send_status(self.sent, now(), ask).await
+        let mut orders = channels.orders.clone();
+        let leave_at = self.leave_at.unwrap_or(self.sent_at + SILENCE);
+        // A peer that takes nothing does not keep an order waiting; what it did not take goes before the next update.
+        tokio::select! {
+            biased;
+            sent = self.stream.send_status(self.sent, clock::now(), ask) => sent,
+            _ = orders.changed() => Ok(()),
+            () = sleep_until(leave_at) => Ok(()),
+        }
     }
 
     fn leave(&mut self) {
         if self.leave_at.is_none() {
             warn!("the server is shutting down; confirming what is settled and leaving");
-            let at = Instant::now() + LEAVE_WITHIN;
+            let at = Instant::now() + SETTLE_WITHIN;
             self.leave_at = Some(at);
             self.next_status = self.next_status.min(at);
         }
     }
-
-    /// Looks at slot, publication and table every so often, on connections of its own; resolves to the first drift.
-    fn watch_drift(&self, facts: Facts) -> oneshot::Receiver<Error> {
-        let intake = self.intake.clone();
-        let (found, drift) = oneshot::channel();
-        tokio::spawn(async move {
-            let mut found = found;
-            loop {
-                tokio::select! {
-                    () = found.closed() => return,
-                    () = tokio::time::sleep(WATCH_INTERVAL) => {}
-                }
-                let looked = async {
-                    let sql = connect_sql(&intake.target, "aftercommit watch").await?;
-                    let now = check(&intake, &sql).await?;
-                    refuse(preflight::drift(&facts, &now))
-                };
-                match looked.await {
-                    Ok(()) => {}
-                    Err(error) if matches!(error.policy(), Policy::Stop(_)) => {
-                        error!(%error, "slot, publication or table have changed; stopping");
-                        let _ = found.send(error);
-                        return;
-                    }
-                    // The stream tells by itself whether the server is away.
-                    Err(error) => warn!(%error, "could not look at slot, publication and table"),
-                }
-            }
-        });
-        drift
-    }
-}
-
-fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp::from_unix_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// What cannot be decoded is never skipped.
@@ -285,17 +272,20 @@ fn undecodable(error: AssembleError) -> Error {
     Error::judged(Place::Streaming, Policy::Stop(stop), error.to_string())
 }
 
-/// Hands items to the relay; gives back what it does not take now.
-fn hand_over(items: Vec<Item>, messages: &mpsc::Sender<Message>) -> Option<Vec<Item>> {
-    if items.is_empty() {
+/// Hands a batch to the relay; gives back what it does not take now.
+fn hand_over(batch: Batch, batches: &mpsc::Sender<Batch>) -> Option<Batch> {
+    if batch.items.is_empty() {
         return None;
     }
-    match messages.try_send(Message::Items(items)) {
+    match batches.try_send(batch) {
         Ok(()) => None,
-        Err(
-            mpsc::error::TrySendError::Full(Message::Items(items))
-            | mpsc::error::TrySendError::Closed(Message::Items(items)),
-        ) => Some(items),
-        Err(_) => None,
+        Err(mpsc::error::TrySendError::Full(batch) | mpsc::error::TrySendError::Closed(batch)) => {
+            Some(batch)
+        }
     }
 }
+
+#[cfg(test)]
+mod script;
+#[cfg(test)]
+mod tests;

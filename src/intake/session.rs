@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use super::{Channels, Intake, Message, Session, Until};
+use super::{Channels, Intake, Session, Until};
 use crate::outbox::Assembler;
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
@@ -18,24 +18,24 @@ pub(super) struct History {
     /// System identifier and timeline of the last session.
     identity: Option<(u64, u32)>,
     generation: u64,
+    sessions: u64,
     /// `--until`, once it is known as a position.
     until: Option<Lsn>,
 }
 
 /// A session that streams.
-pub(super) struct Open {
-    pub stream: Stream<Socket>,
+pub(super) struct Open<S> {
+    pub stream: Stream<S>,
     pub assembler: Assembler,
     pub session: Session,
-    pub facts: Facts,
 }
 
-/// Opens a session and announces it to the relay.
+/// Opens a session; says also what the preflight has seen.
 pub(super) async fn open(
     intake: &Intake,
     history: &mut History,
     channels: &Channels,
-) -> Result<Open, Error> {
+) -> Result<(Open<Socket>, Facts), Error> {
     let sql = connect_sql(&intake.target, APPLICATION_NAME).await?;
     let facts = check(intake, &sql).await?;
     let mut walsender = Walsender::connect(&intake.target, APPLICATION_NAME).await?;
@@ -72,7 +72,9 @@ pub(super) async fn open(
     let pid = i32::try_from(copy.backend_pid).unwrap_or_default();
     let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
     refuse(findings.map_err(|error| Error::sql("the walsender's state", error))?)?;
+    history.sessions += 1;
     let session = Session {
+        number: history.sessions,
         generation: history.generation,
         walsender_pid: copy.backend_pid,
         until: history.until,
@@ -82,14 +84,12 @@ pub(super) async fn open(
         system = %system.system_id, timeline = system.timeline, start = %start, walsender = copy.backend_pid,
         "streaming"
     );
-    // A relay that is gone is noticed by whoever sends next.
-    let _ = channels.messages.send(Message::Session(session)).await;
-    Ok(Open {
+    let open = Open {
         stream: Stream::new(copy.socket, copy.buffer),
         assembler: Assembler::new(intake.columns.clone()),
         session,
-        facts,
-    })
+    };
+    Ok((open, facts))
 }
 
 /// The preflight: logs each warning; the fatal findings are the error.

@@ -9,4 +9,4 @@ pub mod tuple;
 
 pub use cursor::{Cursor, DecodeError};
 pub use lsn::{ConfirmedLsn, Lsn};
-pub use timestamp::{Moment, Timestamp};
+pub use timestamp::{Moment, Rfc3339, Timestamp};

@@ -26,6 +26,8 @@ const BUFFER: usize = 256 << 10;
 const MIN_FREE: usize = 64 << 10;
 /// No frame is longer: a value is at most 1 GB, and a message is refused by the server when it does not fit in that.
 const MAX_FRAME: usize = (1 << 30) + (1 << 16);
+/// No message beside the data is longer.
+const MAX_WORDS: usize = 16 << 20;
 /// How long a write may take. A status update is 39 bytes; a peer that does not take them is gone.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,7 @@ pub struct Chunk {
 pub struct Stream<S> {
     socket: S,
     buffer: BytesMut,
+    /// What is still to be written. It may begin in the middle of a frame whose write was cut, so it is never cleared.
     out: BytesMut,
 }
 
@@ -108,7 +111,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         {
             let [tag, length @ ..] = header;
             let length = u32::from_be_bytes(length) as usize;
-            if !(4..=MAX_FRAME).contains(&length) {
+            // Judged by the header alone, before room is made for what it promises.
+            let longest = match tag {
+                b'd' => MAX_FRAME,
+                b'E' | b'N' | b'S' | b'c' | b'C' => MAX_WORDS,
+                _ => {
+                    return Err(Error::protocol(
+                        Place::Streaming,
+                        format!("an unexpected message of type {:?}", tag as char),
+                    ));
+                }
+            };
+            if !(4..=longest).contains(&length) {
                 return Err(Error::protocol(
                     Place::Streaming,
                     format!(
@@ -135,16 +149,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                     Place::Streaming,
                     ServerMessage::parse(&Bytes::copy_from_slice(body)),
                 )?,
-                // ParameterStatus may come at any time; CommandComplete and ReadyForQuery end a stream that was closed.
-                b'S' => {}
-                b'c' if !frames.is_empty() => break,
-                b'c' => return Err(Error::closed(Place::Streaming)),
-                _ => {
-                    return Err(Error::protocol(
-                        Place::Streaming,
-                        format!("an unexpected message of type {:?}", tag as char),
-                    ));
-                }
+                // The end: CopyDone, or, from a server that shuts down, CommandComplete without one.
+                b'c' | b'C' if !frames.is_empty() => break,
+                b'c' | b'C' => return Err(Error::closed(Place::Streaming)),
+                // ParameterStatus may come at any time.
+                _ => {}
             }
             at = end;
         }
@@ -159,6 +168,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
 
     /// Sends a standby status update: everything below `confirmed` may be forgotten.
     ///
+    /// Cancel-safe: what was not written goes before whatever is sent next.
+    ///
     /// # Errors
     /// An I/O error, or a peer that does not read for ten seconds.
     pub async fn send_status(
@@ -167,7 +178,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
         now: Timestamp,
         reply: bool,
     ) -> Result<(), Error> {
-        self.out.clear();
         StatusUpdate {
             confirmed,
             sent_at: now,
@@ -180,7 +190,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// Ends the stream in order: CopyDone, then reads until the server has closed it too, for `patience` at most. By then it has
     /// taken the last status update.
     pub async fn close(mut self, patience: Duration) {
-        self.out.clear();
         self.out.extend_from_slice(b"c\0\0\0\x04X\0\0\0\x04");
         let end = async {
             self.flush().await?;
@@ -204,7 +213,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     async fn flush(&mut self) -> Result<(), Error> {
         let Stream { socket, out, .. } = self;
         let write = async {
-            socket.write_all(out).await?;
+            while !out.is_empty() {
+                if socket.write_buf(out).await? == 0 {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+            }
             socket.flush().await
         };
         match tokio::time::timeout(WRITE_TIMEOUT, write).await {
@@ -242,3 +255,6 @@ fn poll_fill<S: AsyncRead + Unpin>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

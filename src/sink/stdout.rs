@@ -17,8 +17,9 @@ use tokio::time::timeout;
 
 use super::{Cause, Delivery, Outage, Outcome, Sink};
 use crate::envelope::json::{self, Dialect, Kind};
-use crate::envelope::{Moment, Unfit, decode_bytea, kombu, parse_postgres, write_iso};
+use crate::envelope::{Unfit, decode_bytea, kombu};
 use crate::outbox::{Field, Task};
+use crate::pg::{Moment, Rfc3339};
 
 /// A reader that takes nothing for so long counts as away.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -163,15 +164,16 @@ fn write_line(out: &mut Vec<u8>, task: &Task) -> Result<(), Unfit> {
         out.push(b',');
     }
     let (position, committed_at) = (task.position, task.committed_at);
-    let mut time = Vec::with_capacity(32);
-    write_iso(&mut time, committed_at);
     json::write_string(out, "lsn");
     out.push(b':');
     json::write_string(out, &position.commit_lsn.to_string());
     out.extend_from_slice(
         format!(",\"ordinal\":{},\"committed_at\":", position.ordinal).as_bytes(),
     );
-    json::write_string(out, std::str::from_utf8(&time).unwrap_or_default());
+    match committed_at.rfc3339() {
+        Some(time) => json::write_string(out, time.as_str()),
+        None => out.extend_from_slice(b"null"),
+    }
     out.extend_from_slice(b"}\n");
     Ok(())
 }
@@ -196,11 +198,9 @@ fn splice(
 
 /// In the form of ISO 8601 where there is one, else as Postgres wrote it: `infinity`, years BC.
 fn write_moment(out: &mut Vec<u8>, text: &str) {
-    let mut iso = Vec::with_capacity(32);
-    match parse_postgres(text) {
-        Some(Moment::At(at)) if write_iso(&mut iso, at) => {
-            json::write_string(out, std::str::from_utf8(&iso).unwrap_or_default());
-        }
-        _ => json::write_string(out, text),
-    }
+    let time = match Moment::parse(text.as_bytes()) {
+        Ok(Moment::At(at)) => at.rfc3339(),
+        _ => None,
+    };
+    json::write_string(out, time.as_ref().map_or(text, Rfc3339::as_str));
 }

@@ -3,8 +3,8 @@
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use crate::control_postgres::Server;
 use crate::init::{apply, wanted};
-use crate::private_postgres::Server;
 
 /// Runs SQL that the server must refuse, and returns its code and the constraint that it names.
 async fn refused(client: &Client, sql: &str) -> (SqlState, String) {

@@ -51,7 +51,7 @@ impl Stack {
         let daemon = Daemon::start(&config(&postgres.url(DAEMON), &redis.url(0), ""));
         let mut workers = project.clone();
         workers.database_url.push_str(worker_query);
-        let worker = Worker::start(&workers, 2);
+        let worker = Worker::start(&workers, 2, "celery,e01");
         Stack {
             postgres,
             redis,
@@ -439,7 +439,7 @@ fn the_example_sends_a_receipt_for_each_order_that_was_placed() {
     });
 }
 
-/// With synchronous replication a commit is decoded long before it is visible: here 100 ms.
+/// With synchronous replication a commit is decoded long before it is visible: here 500 ms.
 #[tokio::test]
 async fn x01_with_synchronous_replication_no_task_looks_in_vain() {
     // The worker's own commits need not wait, or the queue would, until every row is visible.
@@ -449,7 +449,7 @@ async fn x01_with_synchronous_replication_no_task_looks_in_vain() {
     let standby = stack
         .postgres
         .create_standby_through(proxy.port(), "standby", true);
-    proxy.set(Way::Up, Fault::Delay(Duration::from_millis(100)));
+    proxy.set(Way::Up, Fault::Delay(Duration::from_millis(500)));
     let report = stack.play(&["X01", "X01"]);
     report.assert_what_was_sent(40);
 

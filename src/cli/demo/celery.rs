@@ -18,6 +18,8 @@ use super::ledger::Event;
 use super::plan;
 use super::playground::Playground;
 use super::postgres::{Database, tail};
+use crate::sink::celery::Backlog;
+use crate::sink::celery::url::{Address, Place};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(15);
@@ -33,7 +35,7 @@ pub(super) struct Project {
 /// A Redis and a worker that is ready.
 pub(super) struct Celery {
     broker_url: String,
-    redis: redis::aio::MultiplexedConnection,
+    backlog: Backlog,
     worker: Child,
     log: Lines<BufReader<ChildStderr>>,
 }
@@ -109,7 +111,7 @@ impl Celery {
         database: &Database,
     ) -> Result<Celery, Error> {
         let socket = playground.folder().join("redis.sock");
-        let redis = start_redis(playground, &socket).await?;
+        let backlog = start_redis(playground, &socket).await?;
         let broker_url = format!("redis+socket://{}", socket.display());
         let failed = |source| Error::start("celery", source);
         let mut worker = project
@@ -140,7 +142,7 @@ impl Celery {
             })??;
         Ok(Celery {
             broker_url,
-            redis,
+            backlog,
             worker,
             log,
         })
@@ -178,14 +180,7 @@ impl Celery {
                         None => return Ok(()),
                     },
                     _ = poll.tick(), if !stopped => {
-                        // What waits, and what the worker has taken but not acknowledged.
-                        let (waiting, taken): (u64, u64) = redis::pipe()
-                            .llen("celery")
-                            .hlen("unacked")
-                            .query_async(&mut self.redis)
-                            .await
-                            .map_err(Error::Redis)?;
-                        if waiting + taken == 0 {
+                        if self.backlog.unfinished("celery").await.map_err(Error::Redis)? == 0 {
                             terminate(&self.worker).await?;
                             stopped = true;
                         }
@@ -199,10 +194,7 @@ impl Celery {
     }
 }
 
-async fn start_redis(
-    playground: &Playground,
-    socket: &Path,
-) -> Result<redis::aio::MultiplexedConnection, Error> {
+async fn start_redis(playground: &Playground, socket: &Path) -> Result<Backlog, Error> {
     let output = File::create(playground.folder().join("redis.log"))
         .map_err(|source| Error::start("redis-server", source))?;
     let mut server = Command::from(playground.server("redis-server"))
@@ -215,12 +207,17 @@ async fn start_redis(
             std::io::ErrorKind::NotFound => Error::NoRedis,
             _ => Error::start("redis-server", source),
         })?;
-    let client =
-        redis::Client::open(format!("redis+unix://{}", socket.display())).map_err(Error::Redis)?;
+    let address = Address {
+        place: Place::Unix(socket.to_owned()),
+        user: None,
+        password: None,
+        db: 0,
+        tls: None,
+    };
     let begin = Instant::now();
     loop {
-        match client.get_multiplexed_async_connection().await {
-            Ok(connection) => return Ok(connection),
+        match Backlog::open(address.clone()).await {
+            Ok(backlog) => return Ok(backlog),
             Err(error) if begin.elapsed() > START_LIMIT => return Err(Error::Redis(error)),
             Err(_) => tokio::time::sleep(POLL).await,
         }

@@ -32,7 +32,7 @@ pub(super) enum Error {
     #[error("no Python at {}: scripts/python-env.sh makes it, or name another with --python", .0.display())]
     NoPython(PathBuf),
     #[error("the demo's Redis: {0}")]
-    Redis(#[source] redis::RedisError),
+    Redis(crate::sink::Outage),
     #[error("the worker: {0}")]
     Worker(#[source] io::Error),
     #[error("{program} was not ready within {} s", within.as_secs())]

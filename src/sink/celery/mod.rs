@@ -16,6 +16,7 @@
 //! Named exchanges are resolved as kombu does: by the sets `_kombu.binding.<exchange>`, which workers keep. Without a
 //! bound queue the task is retried, not rejected: the binding comes with the first worker, or with the next deployment.
 
+mod backlog;
 mod batch;
 mod connection;
 mod outcome;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+pub use self::backlog::Backlog;
 pub use self::redis::Redis;
 use crate::envelope::celery::MAX_PRIORITY;
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
@@ -14,16 +14,14 @@ use super::connection::{Connection, Trouble};
 use super::outcome::{Verdict, judge, outage};
 use super::resp::{self, Reply};
 use super::url::Address;
+use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
-use crate::pg::Timestamp;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
 
 /// The bindings of an exchange are asked for again after this.
 const BINDINGS_FRESH: Duration = Duration::from_secs(1);
-/// Microseconds from 1970-01-01, the epoch of Unix, to 2000-01-01, that of Postgres.
-const POSTGRES_EPOCH: i64 = 946_684_800_000_000;
 
 /// Pushes tasks to the lists that kombu's Redis transport reads.
 pub struct Redis {
@@ -110,7 +108,7 @@ impl Redis {
         tasks: &[Task],
         forbidden: &HashMap<Vec<u8>, Cause>,
     ) -> (Vec<Outcome>, HashSet<String>) {
-        let now = now();
+        let now = clock::now();
         let mut unknown = HashSet::new();
         let mut outcomes = Vec::with_capacity(tasks.len());
         let mut stopped: HashSet<&[u8]> = HashSet::new();
@@ -301,11 +299,4 @@ fn text(member: Reply) -> Option<String> {
         Reply::Bulk(Some(bytes)) => String::from_utf8(bytes).ok(),
         _ => None,
     }
-}
-
-fn now() -> Timestamp {
-    let since_1970 = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(i64::try_from(since_1970.as_micros()).unwrap_or(i64::MAX) - POSTGRES_EPOCH)
 }

@@ -65,15 +65,23 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// `celery -A <app> worker` with a pool of `concurrency` processes; blocks until it is ready.
-    pub(crate) fn start(project: &Project, concurrency: u32) -> Worker {
+    /// `celery -A <app> worker` with a pool of `concurrency` processes, for queues separated by commas; blocks until it
+    /// is ready.
+    pub(crate) fn start(project: &Project, concurrency: u32, queues: &str) -> Worker {
         let directory = scratch("worker");
         let log = directory.path().join("log");
         let output = fs::File::create(&log).expect("a log file");
         let concurrency = concurrency.to_string();
         let mut command = project.python(&["-m", "celery", "-A", project.app, "worker"]);
         command
-            .args(["--concurrency", &concurrency, "--loglevel", "info"])
+            .args([
+                "--concurrency",
+                &concurrency,
+                "--loglevel",
+                "info",
+                "--queues",
+                queues,
+            ])
             .args(["--without-gossip", "--without-mingle"])
             .stdout(output);
         let mut process = Process::spawn("celery", &mut command, Signal::KILL, &log);

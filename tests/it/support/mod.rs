@@ -9,11 +9,13 @@
 
 pub(crate) mod celery;
 pub(crate) mod daemon;
+pub(crate) mod exam;
 pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod redis;
+pub(crate) mod tasks;
 pub(crate) mod tls;
 pub(crate) mod wait;
 

@@ -1,0 +1,77 @@
+//! Looks at slot, publication and table while a session streams, on a SQL connection of its own.
+//!
+//! The connection stays open between the looks: it is how we hear of a server that shuts down while the stream is not
+//! being read, because the relay takes nothing. Such a server would wait for us for ever.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::{error, warn};
+
+use super::Intake;
+use super::session::{check, refuse};
+use crate::preflight::{self, Facts};
+use crate::replication::{Error, Place, Policy, open_sql};
+
+/// How often is looked again.
+const INTERVAL: Duration = Duration::from_secs(20);
+/// The pause before the next connection, when one has failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the session has to know.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// Slot, publication or table are not what they were: stop.
+    Drift(Error),
+    /// The server is shutting down.
+    Leaving,
+}
+
+/// Watches until the receiver is dropped.
+pub(super) fn watch(intake: Intake, facts: Facts) -> mpsc::Receiver<Seen> {
+    let (seen, sees) = mpsc::channel(1);
+    tokio::spawn(async move {
+        loop {
+            let Err(error) = tokio::select! {
+                () = seen.closed() => return,
+                ended = look(&intake, &facts) => ended,
+            };
+            match (error.policy(), error.sqlstate()) {
+                (Policy::Stop(_), _) => {
+                    error!(%error, "slot, publication or table have changed; stopping");
+                    let _ = seen.send(Seen::Drift(error)).await;
+                    return;
+                }
+                (_, Some("57P01" | "57P03")) => {
+                    if seen.send(Seen::Leaving).await.is_err() {
+                        return;
+                    }
+                }
+                // The stream tells by itself whether the server is away.
+                _ => warn!(%error, "could not look at slot, publication and table"),
+            }
+            tokio::select! {
+                () = seen.closed() => return,
+                () = tokio::time::sleep(RETRY) => {}
+            }
+        }
+    });
+    sees
+}
+
+/// Looks again and again, until the connection ends or something has changed.
+async fn look(intake: &Intake, facts: &Facts) -> Result<std::convert::Infallible, Error> {
+    let (sql, connection) = open_sql(&intake.target, "aftercommit watch").await?;
+    let looks = async {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let now = check(intake, &sql).await?;
+            refuse(preflight::drift(facts, &now))?;
+        }
+    };
+    tokio::select! {
+        biased;
+        ended = connection => Err(ended.err().unwrap_or_else(|| Error::closed(Place::Sql))),
+        changed = looks => changed,
+    }
+}

@@ -1,0 +1,218 @@
+//! Pure: what was committed against what was delivered.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+/// A committed row.
+#[derive(Clone, Debug)]
+pub(crate) struct Written {
+    pub(crate) id: String,
+    pub(crate) key: String,
+    /// Ascends along a key, in the order of commits.
+    pub(crate) seq: i64,
+    /// Of all that the row carries.
+    pub(crate) hash: String,
+}
+
+/// A message, as a worker would get it.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivery {
+    pub(crate) id: String,
+    pub(crate) key: String,
+    pub(crate) seq: i64,
+    /// Computed from what has arrived.
+    pub(crate) hash: String,
+    /// The start of its transaction's commit record.
+    pub(crate) lsn: u64,
+}
+
+/// The hash of what a row carries.
+pub(crate) fn hash(id: &str, key: &str, seq: i64, padding: &str) -> String {
+    let digest = Sha256::digest(format!("{id}/{key}/{seq}/{padding}"));
+    let bytes = digest.iter().take(8);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Delivery {
+    /// Reads a message of kombu's Redis transport.
+    pub(crate) fn of_celery(message: &[u8]) -> Delivery {
+        let envelope: Value = serde_json::from_slice(message).expect("a message in JSON");
+        let body = envelope["body"].as_str().expect("a body");
+        let body = BASE64_STANDARD.decode(body).expect("base64");
+        let body: Value = serde_json::from_slice(&body).expect("a body in JSON");
+        let id = envelope["headers"]["id"].as_str();
+        let lsn = envelope["headers"]["aftercommit-lsn"].as_str();
+        Delivery::new(id, lsn, &body[1])
+    }
+
+    /// Reads a line of the stdout sink.
+    pub(crate) fn of_line(line: &str) -> Delivery {
+        let line: Value = serde_json::from_str(line).expect("a line in JSON");
+        Delivery::new(line["id"].as_str(), line["lsn"].as_str(), &line["kwargs"])
+    }
+
+    fn new(id: Option<&str>, lsn: Option<&str>, kwargs: &Value) -> Delivery {
+        let text = |name: &str| kwargs[name].as_str().unwrap_or_default().to_owned();
+        let (id, key, padding) = (id.expect("an id").to_owned(), text("key"), text("padding"));
+        let seq = kwargs["seq"].as_i64().expect("a number");
+        let (high, low) = lsn.and_then(|lsn| lsn.split_once('/')).expect("an LSN");
+        let half = |text| u64::from_str_radix(text, 16).expect("hexadecimal");
+        Delivery {
+            hash: hash(&id, &key, seq, &padding),
+            id,
+            key,
+            seq,
+            lsn: half(high) << 32 | half(low),
+        }
+    }
+}
+
+/// What the checker found.
+#[derive(Debug)]
+pub(crate) struct Receipt {
+    pub(crate) committed: usize,
+    /// Messages, with those that came twice.
+    pub(crate) delivered: usize,
+    /// Committed, and not delivered.
+    pub(crate) lost: Vec<String>,
+    /// Delivered, and never committed; or not as it was committed.
+    pub(crate) invented: Vec<String>,
+    /// Messages beyond the first of their id.
+    pub(crate) duplicates: usize,
+    /// First deliveries that came after a later one of their key.
+    pub(crate) disorder: Vec<String>,
+}
+
+impl Receipt {
+    /// Compares. `deliveries` are in the order in which they came.
+    pub(crate) fn new(written: &[Written], deliveries: &[Delivery]) -> Receipt {
+        let known: HashMap<&str, &Written> =
+            written.iter().map(|row| (row.id.as_str(), row)).collect();
+        let mut seen: HashSet<&str> = HashSet::new();
+        let mut last: HashMap<&str, i64> = HashMap::new();
+        let (mut invented, mut disorder) = (Vec::new(), Vec::new());
+        let mut duplicates = 0;
+        for delivery in deliveries {
+            let same = known.get(delivery.id.as_str()).is_some_and(|row| {
+                row.key == delivery.key && row.seq == delivery.seq && row.hash == delivery.hash
+            });
+            if !same {
+                invented.push(delivery.id.clone());
+                continue;
+            }
+            if !seen.insert(&delivery.id) {
+                duplicates += 1;
+                continue;
+            }
+            let before = last.insert(&delivery.key, delivery.seq);
+            if before.is_some_and(|before| before >= delivery.seq) {
+                disorder.push(delivery.id.clone());
+            }
+        }
+        let lost = written.iter().filter(|row| !seen.contains(row.id.as_str()));
+        Receipt {
+            committed: written.len(),
+            delivered: deliveries.len(),
+            lost: lost.map(|row| row.id.clone()).collect(),
+            invented,
+            duplicates,
+            disorder,
+        }
+    }
+
+    /// Prints the receipt as one line, and panics unless it is sound: nothing lost, nothing invented, order per key, and
+    /// no more duplicates than that.
+    pub(crate) fn assert_sound(&self, what: &str, most_duplicates: usize) {
+        eprintln!("{what}: {self} (at most {most_duplicates})");
+        let first = |ids: &[String]| ids.iter().take(5).cloned().collect::<Vec<_>>();
+        assert_eq!(first(&self.lost), [""; 0], "lost; {self}");
+        assert_eq!(first(&self.invented), [""; 0], "invented; {self}");
+        assert_eq!(first(&self.disorder), [""; 0], "out of order; {self}");
+        assert!(self.duplicates <= most_duplicates, "{self}");
+        assert!(self.committed > 0, "nothing was committed");
+    }
+}
+
+impl fmt::Display for Receipt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "committed {}, lost {}, invented {}, out of order {}, duplicates {}",
+            self.committed,
+            self.lost.len(),
+            self.invented.len(),
+            self.disorder.len(),
+            self.duplicates
+        )
+    }
+}
+
+#[test]
+fn the_checker_finds_each_fault() {
+    let rows: Vec<(String, &str, i64)> = [("k1", 1), ("k1", 2), ("k2", 1), ("k1", 3)]
+        .into_iter()
+        .enumerate()
+        .map(|(n, (key, seq))| (format!("id{n}"), key, seq))
+        .collect();
+    let written: Vec<Written> = rows
+        .iter()
+        .map(|(id, key, seq)| Written {
+            id: id.clone(),
+            key: (*key).to_owned(),
+            seq: *seq,
+            hash: hash(id, key, *seq, ""),
+        })
+        .collect();
+    let delivery = |n: usize| {
+        let row = &written[n];
+        Delivery {
+            id: row.id.clone(),
+            key: row.key.clone(),
+            seq: row.seq,
+            hash: row.hash.clone(),
+            lsn: 0,
+        }
+    };
+    let check = |order: &[usize]| {
+        let deliveries: Vec<Delivery> = order.iter().map(|n| delivery(*n)).collect();
+        let receipt = Receipt::new(&written, &deliveries);
+        (
+            receipt.lost.len(),
+            receipt.invented.len(),
+            receipt.disorder.len(),
+            receipt.duplicates,
+        )
+    };
+    assert_eq!(check(&[0, 1, 2, 3]), (0, 0, 0, 0));
+    assert_eq!(
+        check(&[2, 0, 1, 3]),
+        (0, 0, 0, 0),
+        "keys are free of each other"
+    );
+    assert_eq!(
+        check(&[0, 1, 0, 1, 2, 3]),
+        (0, 0, 0, 2),
+        "repeats, in order or not"
+    );
+    assert_eq!(check(&[0, 1, 2]), (1, 0, 0, 0), "lost");
+    assert_eq!(check(&[1, 0, 2, 3]), (0, 0, 1, 0), "out of order");
+
+    let mut deliveries: Vec<Delivery> = (0..4).map(delivery).collect();
+    deliveries[1].hash = hash("id1", "k1", 2, "other");
+    deliveries.push(Delivery {
+        id: "id9".to_owned(),
+        ..delivery(3)
+    });
+    let receipt = Receipt::new(&written, &deliveries);
+    assert_eq!(
+        receipt.invented,
+        ["id1", "id9"],
+        "altered, and never committed"
+    );
+    assert_eq!(receipt.lost, ["id1"]);
+}

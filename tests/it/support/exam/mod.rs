@@ -1,0 +1,215 @@
+//! The reliability exam: writers that commit and roll back at random, the list that the daemon fills, and a checker that
+//! compares the two.
+//!
+//! What is random comes from one seed, which every run prints; `AFTERCOMMIT_TEST_SEED` repeats it.
+
+pub(crate) mod ledger;
+pub(crate) mod load;
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+
+use self::ledger::{Delivery, Receipt, Written};
+use self::load::Load;
+use super::daemon::{Daemon, init};
+use super::postgres::{self, Postgres, SUPERUSER};
+use super::redis::{self as broker, Redis};
+use super::wait::eventually;
+
+/// In every row's payload.
+pub(crate) const CANARY_PAYLOAD: &str = "canary-payload-93ab";
+/// The password of both servers.
+pub(crate) const CANARY_SECRET: &str = "canary-secret-5e1f";
+/// The list that the daemon pushes to.
+pub(crate) const LIST: &str = "celery";
+/// The limit on tasks in flight that [`Exam::config`] sets: small, so that a bound on duplicates means something.
+pub(crate) const IN_FLIGHT: usize = 512;
+
+/// How long the daemon may take to deliver all that was committed. Long: these tests share the machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Private servers, set up by `init`, and what was delivered so far.
+pub(crate) struct Exam {
+    pub(crate) postgres: Postgres,
+    pub(crate) redis: Redis,
+    seed: u64,
+    deliveries: Vec<Delivery>,
+}
+
+impl Exam {
+    /// Servers with their defaults; both know the canary as a password.
+    pub(crate) fn start() -> Exam {
+        Exam::start_with(broker::Options::default())
+    }
+
+    /// As [`start`](Exam::start), with a Redis of another kind.
+    pub(crate) fn start_with(redis: broker::Options) -> Exam {
+        let seed = std::env::var("AFTERCOMMIT_TEST_SEED")
+            .map(|seed| seed.parse().expect("AFTERCOMMIT_TEST_SEED is a number"))
+            .unwrap_or_else(|_| fastrand::u64(..));
+        eprintln!("AFTERCOMMIT_TEST_SEED={seed}");
+        let exam = Exam {
+            postgres: Postgres::start(postgres::Options::default()),
+            redis: Redis::start_with(broker::Options {
+                password: Some(CANARY_SECRET),
+                ..redis
+            }),
+            seed,
+            deliveries: Vec::new(),
+        };
+        init(&exam.config());
+        exam.postgres.psql(load::SCHEMA);
+        exam
+    }
+
+    /// Random numbers of this run; `part` tells its users apart.
+    pub(crate) fn random(&self, part: u64) -> fastrand::Rng {
+        fastrand::Rng::with_seed(
+            self.seed
+                .wrapping_add(part.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        )
+    }
+
+    /// The configuration of a daemon that pushes everything to [`LIST`].
+    pub(crate) fn config(&self) -> String {
+        self.config_through(&self.postgres_url(), &self.redis.url(0))
+    }
+
+    /// As [`config`](Exam::config), by way of other URLs.
+    pub(crate) fn config_through(&self, postgres_url: &str, broker_url: &str) -> String {
+        format!(
+            r#"
+[postgres]
+url = "{postgres_url}"
+
+[limits]
+in_flight = {IN_FLIGHT}
+
+[log]
+level = "trace"
+
+[sink.celery.workers]
+broker_url = "{broker_url}"
+queue = "{LIST}"
+
+[[route]]
+task = "*"
+sink = "workers"
+retry = {{ backoff = "50ms..500ms" }}
+"#
+        )
+    }
+
+    /// URL of the database; the server trusts everyone, and the password is for the log not to show.
+    pub(crate) fn postgres_url(&self) -> String {
+        self.postgres.url(&format!("{SUPERUSER}:{CANARY_SECRET}"))
+    }
+
+    /// Starts writers on `connections` connections, each with a random pause of up to `pause` between transactions.
+    pub(crate) fn load(&self, connections: u64, pause: Duration) -> Load {
+        let randoms = (0..connections).map(|part| self.random(1 + part)).collect();
+        Load::start(self.postgres.url(SUPERUSER), randoms, pause)
+    }
+
+    /// How many messages the daemon has pushed.
+    pub(crate) async fn pushed(&self) -> usize {
+        let mut connection = self.redis.connection().await;
+        connection.llen(LIST).await.expect("LLEN")
+    }
+
+    /// Waits until the daemon has pushed so many messages.
+    pub(crate) async fn wait_for_pushed(&self, at_least: usize) {
+        let mut connection = self.redis.connection().await;
+        let what = format!("{at_least} messages");
+        eventually(PATIENCE, &what, || {
+            let mut connection = connection.clone();
+            async move {
+                let length: usize = connection.llen(LIST).await.ok()?;
+                (length >= at_least).then_some(())
+            }
+        })
+        .await;
+        let _: Result<usize, _> = connection.llen(LIST).await;
+    }
+
+    /// What was delivered so far, in order, with what came twice.
+    pub(crate) async fn deliveries(&mut self) -> &[Delivery] {
+        // Pushed to the left: what came after the messages that are known has the smallest indices.
+        let mut connection = self.redis.connection().await;
+        loop {
+            let length: usize = connection.llen(LIST).await.expect("LLEN");
+            let known = self.deliveries.len();
+            if length <= known {
+                return &self.deliveries;
+            }
+            let first = -(known as isize) - 1;
+            let most = 5_000.min((length - known) as isize);
+            let messages: Vec<Vec<u8>> = connection
+                .lrange(LIST, first - most + 1, first)
+                .await
+                .expect("LRANGE");
+            let decoded = messages
+                .iter()
+                .rev()
+                .map(|message| Delivery::of_celery(message));
+            self.deliveries.extend(decoded);
+        }
+    }
+
+    /// What was committed so far, whoever wrote it.
+    pub(crate) async fn written(&self) -> Vec<Written> {
+        let client = self.postgres.client().await;
+        let sql = "select id::text, key, seq, hash from exam.written";
+        let rows = client.query(sql, &[]).await.expect("the rows");
+        rows.iter()
+            .map(|row| Written {
+                id: row.get(0),
+                key: row.get(1),
+                seq: row.get(2),
+                hash: row.get(3),
+            })
+            .collect()
+    }
+
+    /// Waits until all that was committed is delivered (the writers must have stopped), and compares.
+    pub(crate) async fn receipt(&mut self) -> Receipt {
+        let written = self.written().await;
+        self.wait_for_pushed(written.len()).await;
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            let receipt = Receipt::new(&written, self.deliveries().await);
+            if receipt.lost.is_empty() || std::time::Instant::now() > deadline {
+                return receipt;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What the slot has confirmed.
+    pub(crate) fn confirmed(&self) -> u64 {
+        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots";
+        self.postgres.psql(sql).parse().expect("a position")
+    }
+
+    /// Waits until the server knows that the slot's reader is gone, and returns what is confirmed.
+    pub(crate) async fn confirmed_at_rest(&self) -> u64 {
+        eventually(PATIENCE, "the end of the walsender", || async {
+            let sql =
+                "select confirmed_flush_lsn - '0/0' from pg_replication_slots where not active";
+            self.postgres.psql(sql).parse().ok()
+        })
+        .await
+    }
+}
+
+/// What a daemon has said holds neither a payload nor a secret, and no panic.
+pub(crate) fn assert_discreet(daemon: &Daemon) {
+    let log = daemon.log();
+    for word in [CANARY_PAYLOAD, CANARY_SECRET, "panicked"] {
+        if let Some(line) = log.lines().find(|line| line.contains(word)) {
+            panic!("{word} in the log: {line}");
+        }
+    }
+    assert_eq!(daemon.stdout(), [""; 0]);
+}
