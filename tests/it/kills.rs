@@ -48,7 +48,7 @@ async fn kill_9_at_random_moments_loses_nothing() {
     let mut exam = Exam::start();
     let mut random = exam.random(0);
     let arrivals = Arrivals::watch(&exam).await;
-    let load = exam.load(3, Duration::from_millis(40));
+    let load = exam.load(3, Duration::from_millis(120));
     // Delivered and not confirmed: what may come twice, at most.
     let mut exposed: HashSet<String> = HashSet::new();
     let mut most_exposed = 0;

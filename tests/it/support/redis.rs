@@ -4,8 +4,8 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
 
-use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncCommands, AsyncConnectionConfig};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -128,8 +128,12 @@ impl Redis {
     /// A connection to a database.
     pub(crate) async fn connection_to(&self, database: u8) -> MultiplexedConnection {
         let client = redis::Client::open(self.url(database)).expect("a URL");
+        // The library gives up after half a second, which a busy machine may need.
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
         client
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&config)
             .await
             .expect("a connection")
     }

@@ -2,11 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::Value;
-use sha2::{Digest, Sha256};
+use serde::Deserialize;
 
 /// A committed row.
 #[derive(Clone, Debug)]
@@ -31,42 +31,63 @@ pub(crate) struct Delivery {
     pub(crate) lsn: u64,
 }
 
-/// The hash of what a row carries.
+/// The hash of what a row carries. Against accidents, not against forgers.
 pub(crate) fn hash(id: &str, key: &str, seq: i64, padding: &str) -> String {
-    let digest = Sha256::digest(format!("{id}/{key}/{seq}/{padding}"));
-    let bytes = digest.iter().take(8);
-    bytes.map(|byte| format!("{byte:02x}")).collect()
+    let mut hasher = DefaultHasher::new();
+    (id, key, seq, padding).hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+#[derive(Deserialize)]
+struct Kwargs<'m> {
+    key: &'m str,
+    seq: i64,
+    padding: &'m str,
 }
 
 impl Delivery {
     /// Reads a message of kombu's Redis transport.
     pub(crate) fn of_celery(message: &[u8]) -> Delivery {
-        let envelope: Value = serde_json::from_slice(message).expect("a message in JSON");
-        let body = envelope["body"].as_str().expect("a body");
-        let body = BASE64_STANDARD.decode(body).expect("base64");
-        let body: Value = serde_json::from_slice(&body).expect("a body in JSON");
-        let id = envelope["headers"]["id"].as_str();
-        let lsn = envelope["headers"]["aftercommit-lsn"].as_str();
-        Delivery::new(id, lsn, &body[1])
+        #[derive(Deserialize)]
+        struct Envelope<'m> {
+            body: &'m str,
+            #[serde(borrow)]
+            headers: Headers<'m>,
+        }
+        #[derive(Deserialize)]
+        struct Headers<'m> {
+            id: &'m str,
+            #[serde(rename = "aftercommit-lsn")]
+            lsn: &'m str,
+        }
+        let envelope: Envelope = serde_json::from_slice(message).expect("a message");
+        let body = BASE64_STANDARD.decode(envelope.body).expect("base64");
+        let (_, kwargs, _): (serde::de::IgnoredAny, Kwargs, serde::de::IgnoredAny) =
+            serde_json::from_slice(&body).expect("args, kwargs and embed");
+        Delivery::new(envelope.headers.id, envelope.headers.lsn, &kwargs)
     }
 
     /// Reads a line of the stdout sink.
     pub(crate) fn of_line(line: &str) -> Delivery {
-        let line: Value = serde_json::from_str(line).expect("a line in JSON");
-        Delivery::new(line["id"].as_str(), line["lsn"].as_str(), &line["kwargs"])
+        #[derive(Deserialize)]
+        struct Line<'m> {
+            id: &'m str,
+            lsn: &'m str,
+            #[serde(borrow)]
+            kwargs: Kwargs<'m>,
+        }
+        let line: Line = serde_json::from_str(line).expect("a line");
+        Delivery::new(line.id, line.lsn, &line.kwargs)
     }
 
-    fn new(id: Option<&str>, lsn: Option<&str>, kwargs: &Value) -> Delivery {
-        let text = |name: &str| kwargs[name].as_str().unwrap_or_default().to_owned();
-        let (id, key, padding) = (id.expect("an id").to_owned(), text("key"), text("padding"));
-        let seq = kwargs["seq"].as_i64().expect("a number");
-        let (high, low) = lsn.and_then(|lsn| lsn.split_once('/')).expect("an LSN");
+    fn new(id: &str, lsn: &str, kwargs: &Kwargs) -> Delivery {
+        let (high, low) = lsn.split_once('/').expect("an LSN");
         let half = |text| u64::from_str_radix(text, 16).expect("hexadecimal");
         Delivery {
-            hash: hash(&id, &key, seq, &padding),
-            id,
-            key,
-            seq,
+            hash: hash(id, kwargs.key, kwargs.seq, kwargs.padding),
+            id: id.to_owned(),
+            key: kwargs.key.to_owned(),
+            seq: kwargs.seq,
             lsn: half(high) << 32 | half(low),
         }
     }

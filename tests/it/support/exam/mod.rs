@@ -112,6 +112,28 @@ retry = {{ backoff = "50ms..500ms" }}
         Load::start(self.postgres.url(SUPERUSER), randoms, pause)
     }
 
+    /// Commits one transaction of so many rows, outside of the checker's view: for what is counted only.
+    pub(crate) fn bulk(&self, rows: usize) {
+        self.postgres.psql(&format!(
+            "insert into aftercommit.outbox (task, key, kwargs)
+             select 'exam.bulk', n % 1000, json_build_object('n', n, 'padding', '{CANARY_PAYLOAD}' || repeat('x', 100))
+             from generate_series(1, {rows}) n"
+        ));
+    }
+
+    /// Commits so many transactions of one row, as [`bulk`](Exam::bulk) does.
+    pub(crate) fn insert(&self, rows: usize) {
+        self.postgres.psql(&format!(
+            "do $$ begin
+               for n in 1 .. {rows} loop
+                 insert into aftercommit.outbox (task, key, kwargs)
+                 values ('exam.single', n % 1000, json_build_object('n', n, 'padding', '{CANARY_PAYLOAD}'));
+                 commit;
+               end loop;
+             end $$"
+        ));
+    }
+
     /// How many messages the daemon has pushed.
     pub(crate) async fn pushed(&self) -> usize {
         let mut connection = self.redis.connection().await;
@@ -120,7 +142,7 @@ retry = {{ backoff = "50ms..500ms" }}
 
     /// Waits until the daemon has pushed so many messages.
     pub(crate) async fn wait_for_pushed(&self, at_least: usize) {
-        let mut connection = self.redis.connection().await;
+        let connection = self.redis.connection().await;
         let what = format!("{at_least} messages");
         eventually(PATIENCE, &what, || {
             let mut connection = connection.clone();
@@ -130,7 +152,6 @@ retry = {{ backoff = "50ms..500ms" }}
             }
         })
         .await;
-        let _: Result<usize, _> = connection.llen(LIST).await;
     }
 
     /// What was delivered so far, in order, with what came twice.
@@ -155,6 +176,26 @@ retry = {{ backoff = "50ms..500ms" }}
                 .map(|message| Delivery::of_celery(message));
             self.deliveries.extend(decoded);
         }
+    }
+
+    /// How many different tasks were pushed; counted by Redis, for lists that are too long to be read.
+    pub(crate) async fn different(&self) -> usize {
+        const SCRIPT: &str = r#"
+            local seen, count = {}, 0
+            for from = 0, redis.call('llen', KEYS[1]), 1000 do
+                for _, message in ipairs(redis.call('lrange', KEYS[1], from, from + 999)) do
+                    local id = string.match(message, '"id": ?"([^"]+)"')
+                    if not seen[id] then
+                        seen[id] = true
+                        count = count + 1
+                    end
+                end
+            end
+            return count"#;
+        let mut connection = self.redis.connection().await;
+        let mut script = redis::cmd("EVAL");
+        script.arg(SCRIPT).arg(1).arg(LIST);
+        script.query_async(&mut connection).await.expect("a number")
     }
 
     /// What was committed so far, whoever wrote it.
