@@ -20,6 +20,7 @@ mod private_postgres;
 mod properties;
 mod redis_server;
 mod scenarios;
+mod sink_faults;
 mod support;
 mod tls;
 mod walsender;
