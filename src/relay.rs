@@ -4,19 +4,18 @@
 //! their transaction is visible, are routed and go into a lane; reports come back and move the watermark; its position
 //! goes to the intake, which confirms it.
 
-use std::collections::VecDeque;
+mod gatehouse;
+
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::delivery::{Passage, Report};
 use crate::gate::clearance::Clearance;
-use crate::gate::watcher::{News, Wanted};
+use crate::gate::watcher::News;
 use crate::intake::{Batch, Confirmation, Halt, Item, Line, Order, Session};
 use crate::outbox::Task;
 use crate::outbox::assembler::Event;
@@ -35,9 +34,6 @@ const WAITING_ITEMS: u64 = 4;
 /// all others pass, but not for ever: each of their transactions is remembered until the server may forget it.
 const TRANSACTIONS: usize = 1 << 18;
 
-/// What has waited for so long no longer keeps the read buffer alive.
-const DETACH_AFTER: Duration = Duration::from_secs(1);
-
 /// Room for messages to a lane beyond the in-flight limit: what one message of the intake can bring on top of it.
 pub const LANE_SLACK: usize = 1 << 17;
 
@@ -48,15 +44,8 @@ pub struct SinkLanes {
     pub lanes: Vec<mpsc::Sender<Vec<Passage>>>,
 }
 
-/// Starts the watch over visibility for one session: of this walsender, answering what is wanted with news.
-pub type Gate = Box<
-    dyn Fn(
-            u32,
-            watch::Receiver<Option<Wanted>>,
-            mpsc::Sender<News>,
-        ) -> Pin<Box<dyn Future<Output = ()> + Send>>
-        + Send,
->;
+pub use self::gatehouse::Gate;
+use self::gatehouse::{Gatehouse, size};
 
 /// The relay's ends of its channels.
 #[derive(Debug)]
@@ -123,7 +112,7 @@ pub struct Relay {
     /// By route: index of its sink.
     sink_of_route: Vec<usize>,
     sinks: Vec<SinkLanes>,
-    gate: Option<Gate>,
+    gatehouse: Gatehouse,
     budget: Budget,
     channels: Channels,
 
@@ -133,14 +122,6 @@ pub struct Relay {
     session: Option<Session>,
     /// The intake has ended, and said why.
     intake_halted: bool,
-    /// Items whose transaction, or one before it, is not visible yet.
-    waiting: VecDeque<Item>,
-    waiting_tasks: u64,
-    waiting_since: Option<Instant>,
-    clearance: Option<Clearance>,
-    wanted: watch::Sender<Option<Wanted>>,
-    news: mpsc::Receiver<News>,
-    watchers: JoinSet<()>,
     /// A lane does not take what it is sent.
     lane_died: bool,
     /// Bytes of the tasks that are waiting or in a lane.
@@ -179,13 +160,11 @@ impl Relay {
             .iter()
             .map(|sink| sink.lanes.iter().map(|_| Vec::new()).collect())
             .collect();
-        let (wanted, _) = watch::channel(None);
-        let (_, news) = mpsc::channel(1);
         Relay {
             router,
             sink_of_route,
             sinks,
-            gate,
+            gatehouse: Gatehouse::new(gate),
             budget,
             channels,
             watermark: Watermark::default(),
@@ -193,13 +172,6 @@ impl Relay {
             phase: Phase::Running,
             session: None,
             intake_halted: false,
-            waiting: VecDeque::new(),
-            waiting_tasks: 0,
-            waiting_since: None,
-            clearance: None,
-            wanted,
-            news,
-            watchers: JoinSet::new(),
             lane_died: false,
             bytes: 0,
             rejected: 0,
@@ -255,9 +227,9 @@ impl Relay {
 
     /// Waits for the next thing to do, by priority.
     async fn select(&mut self) -> Wake {
-        let room = self.watermark.outstanding() + self.waiting_tasks < self.budget.tasks
+        let room = self.watermark.outstanding() + self.gatehouse.tasks() < self.budget.tasks
             && self.bytes < self.budget.bytes
-            && (self.waiting.len() as u64) < self.budget.tasks.saturating_mul(WAITING_ITEMS)
+            && (self.gatehouse.items() as u64) < self.budget.tasks.saturating_mul(WAITING_ITEMS)
             && self.watermark.transactions() < TRANSACTIONS;
         let deadline = match self.phase {
             Phase::Draining { deadline, .. } => Some(deadline),
@@ -276,7 +248,7 @@ impl Relay {
             // 2. Outcomes.
             report = self.channels.reports.recv() => report.map_or(Wake::LanesGone, Wake::Report),
             // 3. The gate.
-            Some(news) = self.news.recv() => Wake::News(news),
+            Some(news) = self.gatehouse.news() => Wake::News(news),
             // 4. Intake, only with budget in hand. That it has ended, the line tells.
             Some(batch) = self.channels.batches.recv(), if take => Wake::Batch(batch),
         }
@@ -310,14 +282,11 @@ impl Relay {
         if !is_current(self.session) {
             return;
         }
-        let long = self
-            .waiting_since
-            .is_some_and(|since| since.elapsed() > DETACH_AFTER);
-        for mut item in batch.items {
-            if let (true, Item::Outbox(Event::Task(task))) = (long, &mut item) {
-                task.detach();
+        for item in batch.items {
+            self.bytes += size(&item);
+            if let Some(item) = self.gatehouse.arrive(item) {
+                self.pass(item);
             }
-            self.arrive(item);
         }
         self.send_off();
     }
@@ -333,101 +302,22 @@ impl Relay {
             });
         }
         self.session = Some(session);
-        if let Some(gate) = &self.gate {
-            let (wanted, wants) = watch::channel(None);
-            let (news, hears) = mpsc::channel(1);
-            self.wanted = wanted;
-            self.news = hears;
-            self.watchers
-                .spawn(gate(session.walsender_pid, wants, news));
-        }
+        self.gatehouse.open(session.walsender_pid);
     }
 
-    /// What waits at the gate comes again with the next session; what was let through stays on its way. What the gate
-    /// knows, or is about to say, is of this session's server: on another one the same transaction id is another's.
+    /// What waits at the gate comes again with the next session; what was let through stays on its way.
     fn end_session(&mut self) {
         self.session = None;
-        self.clearance = None;
-        self.news.close();
-        while self.news.try_recv().is_ok() {}
         if !matches!(self.passing, Passing::Closed) {
             self.passing = Passing::Between;
         }
-        for item in self.waiting.drain(..) {
-            if let Item::Outbox(Event::Task(task)) = item {
-                self.bytes -= task.size();
-            }
-        }
-        self.waiting_tasks = 0;
-        self.waiting_since = None;
-        self.watchers.abort_all();
-        while self.watchers.try_join_next().is_some() {}
-    }
-
-    /// An item comes from the intake.
-    fn arrive(&mut self, item: Item) {
-        if let Item::Outbox(Event::Task(task)) = &item {
-            self.bytes += task.size();
-        }
-        if self.waiting.is_empty() && self.admits(&item) {
-            self.pass(item);
-            return;
-        }
-        if self.waiting.is_empty() {
-            self.waiting_since = Some(Instant::now());
-            self.want(&item);
-        }
-        if let (Item::Keepalive(wal_end), Some(Item::Keepalive(last))) =
-            (&item, self.waiting.back_mut())
-        {
-            *last = (*last).max(*wal_end);
-            return;
-        }
-        self.waiting_tasks += u64::from(matches!(item, Item::Outbox(Event::Task(_))));
-        self.waiting.push_back(item);
-    }
-
-    /// Only a Begin is held at the gate; what follows it goes with it.
-    fn admits(&self, item: &Item) -> bool {
-        match item {
-            Item::Outbox(Event::Begin {
-                xid, commit_lsn, ..
-            }) => {
-                self.gate.is_none()
-                    || self
-                        .clearance
-                        .as_ref()
-                        .is_some_and(|known| known.admits(*xid, *commit_lsn))
-            }
-            _ => true,
-        }
-    }
-
-    fn want(&self, item: &Item) {
-        if let Item::Outbox(Event::Begin {
-            xid, commit_lsn, ..
-        }) = item
-        {
-            self.wanted.send_replace(Some(Wanted {
-                xid: *xid,
-                commit_lsn: *commit_lsn,
-            }));
-        }
+        self.bytes -= self.gatehouse.close();
     }
 
     fn cleared(&mut self, clearance: Clearance) {
-        self.clearance = Some(clearance);
-        while let Some(item) = self.waiting.pop_front() {
-            if !self.admits(&item) {
-                self.want(&item);
-                self.waiting.push_front(item);
-                break;
-            }
-            self.waiting_tasks -= u64::from(matches!(item, Item::Outbox(Event::Task(_))));
+        self.gatehouse.learn(clearance);
+        while let Some(item) = self.gatehouse.next() {
             self.pass(item);
-        }
-        if self.waiting.is_empty() {
-            self.waiting_since = None;
         }
         self.send_off();
     }

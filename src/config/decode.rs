@@ -9,9 +9,10 @@ use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue, Deserializer};
 
-use super::report::Problem;
+use super::report::{Problem, listed};
 use super::tree::{self, Path};
-use super::{Config, keys, mask, near};
+use super::{Config, keys, mask};
+use crate::near;
 
 /// A file with more mistakes than this is not read to its end.
 const MOST: usize = 20;
@@ -104,7 +105,7 @@ impl<'i> Document<'i> {
             let known = expected_names(message);
             let title = format!("{key} has no such choice");
             let near = near::of(variant, &known).map(|near| format!("did you mean \"{near}\"?"));
-            let help = format!("it can be {}", near::list(&known, "\""));
+            let help = format!("it can be {}", listed(&known, "\""));
             return Problem::new(title).at(place).label(near).help(help);
         }
         let expected = message.split_once(", expected ").map(|(_, e)| expected(e));
@@ -161,8 +162,8 @@ fn unknown_key(path: &[String], key: &str, place: Range<usize>) -> Problem {
     };
     let help = match (known.is_empty(), section) {
         (true, _) => "it takes no keys".to_owned(),
-        (false, []) => format!("the sections are {}", near::list(&known, "")),
-        (false, _) => format!("its keys are {}", near::list(&known, "")),
+        (false, []) => format!("the sections are {}", listed(&known, "")),
+        (false, _) => format!("its keys are {}", listed(&known, "")),
     };
     Problem::new(title).at(place).label(label).help(help)
 }

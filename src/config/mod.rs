@@ -10,7 +10,6 @@ mod decode;
 mod interpolate;
 mod keys;
 mod mask;
-mod near;
 mod report;
 mod secrets;
 mod sections;

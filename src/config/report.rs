@@ -196,6 +196,17 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
+/// `a, b or c`, each between `quote`s.
+pub(super) fn listed(names: &[String], quote: &str) -> String {
+    let quoted: Vec<String> = names.iter().map(|n| format!("{quote}{n}{quote}")).collect();
+    match quoted.split_last() {
+        None => String::new(),
+        Some((only, [])) => only.clone(),
+        Some((last, others)) if quote.is_empty() => format!("{} and {last}", others.join(", ")),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+    }
+}
+
 /// Something that `check` and `run` tell about a configuration that can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
 use super::decode::Document;
+use super::keys;
 use super::report::Problem;
 use super::tree::{self, Path};
-use super::{keys, near};
+use crate::near;
 
 /// Sink types that other builds or later versions have.
 const ELSEWHERE: [&str; 12] = [

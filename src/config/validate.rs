@@ -3,8 +3,9 @@
 use secrecy::{ExposeSecret, SecretString};
 use toml::de::DeTable;
 
-use super::report::{Finding, Problem, Severity};
-use super::{Config, mask, near, tree};
+use super::report::{Finding, Problem, Severity, listed};
+use super::{Config, mask, tree};
+use crate::near;
 use crate::outbox::Field;
 use crate::route;
 
@@ -125,7 +126,7 @@ fn columns(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Problem> {
             let title = format!("a task has no field `{field}`");
             let help = format!(
                 "left of the = stands the field, right of it your column; the fields are {}",
-                near::list(&known, "")
+                listed(&known, "")
             );
             let place = tree::key_place(table, &path);
             problems.push(Problem::new(title).at(place).label(near).help(help));
@@ -166,7 +167,7 @@ fn routes(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Problem> {
         let path = ["route", index.as_str(), "sink"];
         let place = tree::value(table, &path).map(|value| value.span());
         let near = near::of(&route.sink, &sinks).map(|near| format!("did you mean {near:?}?"));
-        let help = format!("the sinks are {}", near::list(&sinks, "\""));
+        let help = format!("the sinks are {}", listed(&sinks, "\""));
         let title = format!("there is no sink named {}", shown(text, table, &path));
         problems.push(Problem::new(title).at(place).label(near).help(help));
     }

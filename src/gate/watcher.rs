@@ -16,18 +16,13 @@ use tracing::{info, warn};
 use super::clearance::{Clearance, Snapshot};
 use crate::backoff::Backoff;
 use crate::pg::Lsn;
-use crate::replication::{Error, Place, Target, connect_sql};
+use crate::replication::{Error, Place, RECONNECT, Target, connect_sql};
 use crate::units::BackoffRange;
 
 /// Pauses between polls of one wait.
 const POLL: BackoffRange = BackoffRange {
     min: Duration::from_micros(200),
     max: Duration::from_millis(50),
-};
-/// Pauses between attempts to connect.
-const RECONNECT: BackoffRange = BackoffRange {
-    min: Duration::from_millis(100),
-    max: Duration::from_secs(5),
 };
 /// How long one poll may take before its connection counts as dead.
 const POLL_TIMEOUT: Duration = Duration::from_secs(20);

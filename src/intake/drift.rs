@@ -23,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) enum Seen {
     /// Slot, publication or table are not what they were: stop.
     Drift(Error),
-    /// The server is shutting down.
+    /// The server is shutting down, or gone.
     Leaving,
 }
 
@@ -36,13 +36,18 @@ pub(super) fn watch(intake: Intake, facts: Facts) -> mpsc::Receiver<Seen> {
                 () = seen.closed() => return,
                 ended = look(&intake, &facts) => ended,
             };
-            match (error.policy(), error.sqlstate()) {
-                (Policy::Stop(_), _) => {
+            let is_leaving = match error.sqlstate() {
+                Some(sqlstate) => matches!(sqlstate, "57P01" | "57P03"),
+                // A stream that is not being read does not show that nobody is there any more.
+                None => error.place() == Place::Connect,
+            };
+            match error.policy() {
+                Policy::Stop(_) => {
                     error!(%error, "slot, publication or table have changed; stopping");
                     let _ = seen.send(Seen::Drift(error)).await;
                     return;
                 }
-                (_, Some("57P01" | "57P03")) => {
+                _ if is_leaving => {
                     if seen.send(Seen::Leaving).await.is_err() {
                         return;
                     }

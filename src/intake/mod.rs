@@ -19,14 +19,9 @@ use tracing::{info, warn};
 use crate::backoff::Backoff;
 use crate::outbox::{Columns, Event};
 use crate::pg::{ConfirmedLsn, Lsn};
-use crate::replication::{Error, Place, Policy, Stop, Target};
+use crate::replication::{Error, Place, Policy, RECONNECT, Stop, Target};
 use crate::units::BackoffRange;
 
-/// Pauses between attempts to connect.
-const RECONNECT: BackoffRange = BackoffRange {
-    min: Duration::from_millis(100),
-    max: Duration::from_secs(5),
-};
 /// Pauses while another daemon holds the slot: short, since a standby is to take over within seconds.
 const STAND_BY: BackoffRange = BackoffRange {
     min: Duration::from_secs(1),

@@ -255,7 +255,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
 
     fn leave(&mut self) {
         if self.leave_at.is_none() {
-            warn!("the server is shutting down; confirming what is settled and leaving");
+            warn!("the server is shutting down, or gone; confirming what is settled and leaving");
             let at = Instant::now() + SETTLE_WITHIN;
             self.leave_at = Some(at);
             self.next_status = self.next_status.min(at);

@@ -8,6 +8,7 @@ use std::fmt;
 use super::config::{Config, Preset};
 use super::table::{ParseTableNameError, TableName};
 use super::task::Field;
+use crate::near;
 
 /// The outbox table, and the name of the column for each field.
 #[derive(Clone, Debug)]
@@ -109,7 +110,7 @@ impl Columns {
                 .find(|field| field.name() == name)
                 .ok_or_else(|| ColumnsError::UnknownField {
                     name: name.clone(),
-                    near: near(name, Field::ALL.map(Field::name)),
+                    near: near::of(name, Field::ALL.map(Field::name)),
                 })?;
             columns.map(field, column, Source::Configured);
         }
@@ -187,7 +188,8 @@ impl Columns {
                         table: self.table.clone(),
                         field,
                         mapped: mapped.clone(),
-                        near: near(&mapped.column, self.unmapped(table_columns)).map(str::to_owned),
+                        near: near::of(&mapped.column, self.unmapped(table_columns))
+                            .map(str::to_owned),
                     });
                 }
             }
@@ -211,17 +213,6 @@ impl Columns {
             .copied()
             .filter(move |name| !mapped(name))
     }
-}
-
-/// The known name that is most like the given one, if one is.
-fn near<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let name = name.to_lowercase();
-    known
-        .into_iter()
-        .map(|known| (strsim::jaro_winkler(&name, &known.to_lowercase()), known))
-        .filter(|(likeness, _)| *likeness > 0.8)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
-        .map(|(_, known)| known)
 }
 
 /// The outbox table lacks a column.

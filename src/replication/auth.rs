@@ -9,11 +9,11 @@ use postgres_protocol::message::frontend;
 use secrecy::ExposeSecret;
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
+use super::end_point::end_point;
 use super::error::{Error, Place};
 use super::session::{Incoming, Session};
 use super::socket::Socket;
 use super::target::{ChannelBinding, Target};
-use super::verifier::end_point;
 
 /// Answers the server's demands until it says AuthenticationOk.
 pub(super) async fn authenticate(session: &mut Session, target: &Target) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! Pure: the keywords of a connection string that are understood, and their values.
 
+use crate::near;
+
 const KEYWORDS: [&str; 16] = [
     "host",
     "port",
@@ -26,14 +28,9 @@ pub(super) struct Keywords([Option<String>; KEYWORDS.len()]);
 impl Keywords {
     pub(super) fn set(&mut self, key: &str, value: String) -> Result<(), String> {
         let Some(slot) = self.slot(key) else {
-            let near = KEYWORDS
-                .iter()
-                .map(|known| (strsim::jaro_winkler(key, known), known))
-                .filter(|(likeness, _)| *likeness > 0.8)
-                .max_by(|a, b| a.0.total_cmp(&b.0));
             // Not repeated: it may be a part of a password that was not quoted.
-            return Err(match near {
-                Some((_, near)) => format!("the URL has an unknown key: did you mean {near}?"),
+            return Err(match near::of(key, KEYWORDS) {
+                Some(near) => format!("the URL has an unknown key: did you mean {near}?"),
                 None => format!(
                     "the URL has an unknown key: these are understood: {}",
                     KEYWORDS.join(", ")

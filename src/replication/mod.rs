@@ -4,13 +4,24 @@
 //! `startup` and `auth` get in, and [`Walsender`] says START_REPLICATION. [`connect_sql`] opens a plain SQL session
 //! by the same rules. [`error`] keeps what went wrong, and `policy` decides what to do about it.
 
+use std::time::Duration;
+
+use crate::units::BackoffRange;
+
 /// The name that the server shows for our connections. Not one of the cluster's standby names: a walsender that is picked
 /// as a synchronous standby would make commits wait for us, and us for commits.
 pub const APPLICATION_NAME: &str = "aftercommit";
 
+/// Pauses between attempts to connect to a server that is away.
+pub const RECONNECT: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
+
 mod auth;
 pub mod config;
 mod conninfo;
+mod end_point;
 pub mod error;
 mod keywords;
 pub mod message;
@@ -22,7 +33,6 @@ mod startup;
 pub mod stream;
 pub mod target;
 mod tls;
-mod verifier;
 mod walsender;
 
 pub use config::Config;

@@ -121,7 +121,7 @@ struct Attempt<'a> {
 impl Attempt<'_> {
     /// One address, once; or twice where `sslmode` leaves a choice and the first way was barred.
     async fn run(&self, endpoint: &Endpoint) -> Result<Session, Error> {
-        let (first, second) = match (endpoint, self.target.tls.mode) {
+        let (first, second) = match (endpoint, self.target.ssl_mode) {
             (Endpoint::Unix(_), _) | (_, SslMode::Disable) => (false, None),
             (_, SslMode::Allow) => (false, Some(true)),
             (_, SslMode::Prefer) => (true, Some(false)),
@@ -145,7 +145,7 @@ impl Attempt<'_> {
                     Address::Tcp(name) => name,
                     Address::Unix(_) => return Err(Error::closed(Place::Connect)),
                 };
-                tls::negotiate(stream, name, &self.target.tls)
+                tls::negotiate(stream, name, self.target.ssl_mode, &self.target.tls)
                     .await
                     .map_err(|e| e.with(self.context))?
             }

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::conninfo;
 use super::keywords::Keywords;
+use crate::tls::{Roots, Rules};
 
 /// How long one address may take, from the first packet to a session that is ready.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,7 +27,8 @@ pub struct Target {
     pub(super) user: String,
     pub(super) password: Option<SecretString>,
     pub(super) database: String,
-    pub(super) tls: TlsRules,
+    pub(super) ssl_mode: SslMode,
+    pub(super) tls: Rules,
     pub(super) channel_binding: ChannelBinding,
     pub(super) connect_timeout: Duration,
     pub(super) application_name: Option<String>,
@@ -86,25 +88,6 @@ pub(super) enum SslMode {
     VerifyFull,
 }
 
-/// What the server's certificate is checked against. Files are read at each connect, so that a renewed one counts.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Roots {
-    /// Nothing: any certificate will do.
-    Unverified,
-    /// The authorities of the operating system.
-    System,
-    /// A file of certificates, PEM.
-    File(PathBuf),
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct TlsRules {
-    pub(super) mode: SslMode,
-    pub(super) roots: Roots,
-    /// Our certificate chain and its key, PEM.
-    pub(super) client: Option<(PathBuf, PathBuf)>,
-}
-
 /// libpq's `channel_binding`: SCRAM that also proves that both ends see the same TLS session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ChannelBinding {
@@ -145,9 +128,11 @@ impl Target {
             .ok_or("the URL names no user: write postgres://user@host/database")?;
         let database = found.take("dbname").unwrap_or_else(|| user.clone());
         found.refuse_what_would_not_be_kept()?;
+        let (ssl_mode, tls) = tls_rules(&mut found)?;
         Ok(Target {
             hosts: hosts(found.take("host"), found.take("port"))?,
-            tls: tls_rules(&mut found)?,
+            ssl_mode,
+            tls,
             channel_binding: found
                 .choice(
                     "channel_binding",
@@ -226,7 +211,7 @@ fn hosts(names: Option<String>, ports: Option<String>) -> Result<Vec<Host>, Stri
     Ok(hosts)
 }
 
-fn tls_rules(found: &mut Keywords) -> Result<TlsRules, String> {
+fn tls_rules(found: &mut Keywords) -> Result<(SslMode, Rules), String> {
     let mode = found.choice(
         "sslmode",
         &[
@@ -259,11 +244,13 @@ fn tls_rules(found: &mut Keywords) -> Result<TlsRules, String> {
         (None, None) => None,
         _ => return Err("sslcert and sslkey go together: give both or neither".to_owned()),
     };
-    Ok(TlsRules {
-        mode,
+    let check_name = mode == SslMode::VerifyFull;
+    let rules = Rules {
         roots,
+        check_name,
         client,
-    })
+    };
+    Ok((mode, rules))
 }
 
 fn connect_timeout(seconds: Option<String>) -> Result<Duration, String> {
@@ -300,7 +287,7 @@ mod tests {
     fn defaults_are_those_of_libpq() {
         let t = target("postgres://u@a");
         assert_eq!((t.user(), t.database()), ("u", "u"));
-        assert_eq!(t.tls.mode, SslMode::Prefer);
+        assert_eq!(t.ssl_mode, SslMode::Prefer);
         assert_eq!(t.tls.roots, Roots::Unverified);
         assert_eq!(t.channel_binding, ChannelBinding::Prefer);
         assert_eq!(t.connect_timeout, Duration::from_secs(10));
@@ -329,7 +316,7 @@ mod tests {
             ),
         ] {
             let t = target(&format!("postgres://u@a/d?{query}"));
-            assert_eq!((t.tls.mode, t.tls.roots), (mode, roots), "{query}");
+            assert_eq!((t.ssl_mode, t.tls.roots), (mode, roots), "{query}");
         }
     }
 

@@ -16,8 +16,8 @@ use super::act::Clock;
 use super::daemon::terminate;
 use super::ledger::Event;
 use super::plan;
-use super::playground::Playground;
-use super::postgres::{Database, tail};
+use super::playground::{Playground, run, tail};
+use super::postgres::Database;
 use crate::sink::celery::Backlog;
 use crate::sink::celery::url::{Address, Place};
 
@@ -66,7 +66,12 @@ impl Project {
         Ok(project)
     }
 
-    fn command(&self, playground: &Playground, database_url: &str, broker_url: &str) -> Command {
+    fn command(
+        &self,
+        playground: &Playground,
+        database_url: &str,
+        broker_url: &str,
+    ) -> std::process::Command {
         let mut command = playground.command(&self.python);
         command
             .current_dir(&self.folder)
@@ -75,7 +80,7 @@ impl Project {
             .env("DJANGO_SETTINGS_MODULE", "shop.settings")
             .env("DATABASE_URL", database_url)
             .env("CELERY_BROKER_URL", broker_url);
-        Command::from(command)
+        command
     }
 
     /// Makes the project's tables.
@@ -84,22 +89,9 @@ impl Project {
         playground: &Playground,
         database: &Database,
     ) -> Result<(), Error> {
-        let program = "manage.py migrate";
-        let made = self
-            .command(playground, &database.url("postgres"), "memory://")
-            .args(["manage.py", "migrate", "--verbosity", "0"])
-            .stderr(Stdio::piped())
-            .output()
-            .await
-            .map_err(|source| Error::start(program, source))?;
-        match made.status.success() {
-            true => Ok(()),
-            false => Err(Error::Program {
-                program,
-                status: made.status,
-                said: tail(&String::from_utf8_lossy(&made.stderr)),
-            }),
-        }
+        let mut migrate = self.command(playground, &database.url("postgres"), "memory://");
+        migrate.args(["manage.py", "migrate", "--verbosity", "0"]);
+        run("manage.py migrate", migrate).await
     }
 }
 
@@ -114,14 +106,13 @@ impl Celery {
         let backlog = start_redis(playground, &socket).await?;
         let broker_url = format!("redis+socket://{}", socket.display());
         let failed = |source| Error::start("celery", source);
-        let mut worker = project
-            .command(playground, &database.url("shop"), &broker_url)
+        let mut worker = project.command(playground, &database.url("shop"), &broker_url);
+        worker
             .args(["-m", "celery", "-A", "shop", "worker", "--loglevel", "info"])
             .args(["--concurrency", CONCURRENCY])
             .args(["--without-gossip", "--without-mingle"])
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
+            .stderr(Stdio::piped());
+        let mut worker = Command::from(worker).spawn().map_err(failed)?;
         let log = worker.stderr.take().expect("it was spawned with a pipe");
         let mut log = BufReader::new(log).lines();
         let ready = async {

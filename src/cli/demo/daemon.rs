@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 use super::Error;
 use super::act::Clock;
 use super::ledger::Event;
-use super::playground::Playground;
-use super::postgres::{Database, tail};
+use super::playground::{Playground, run, tail};
+use super::postgres::Database;
 use super::worker::Queue;
 
 const SLOT: &str = "aftercommit";
@@ -72,22 +72,12 @@ impl<'a> Daemon<'a> {
             config: playground.write("aftercommit.toml", &text)?,
             log: playground.folder().join("aftercommit.log"),
         };
-        let made = Command::from(playground.command(executable))
-            .env("DATABASE_URL", database.url("postgres"))
+        let mut init = playground.command(executable);
+        init.env("DATABASE_URL", database.url("postgres"))
             .arg("init")
             .arg("-c")
-            .arg(&daemon.config)
-            .stderr(Stdio::piped())
-            .output()
-            .await
-            .map_err(|source| Error::start("aftercommit init", source))?;
-        if !made.status.success() {
-            return Err(Error::Program {
-                program: "aftercommit init",
-                status: made.status,
-                said: tail(&String::from_utf8_lossy(&made.stderr)),
-            });
-        }
+            .arg(&daemon.config);
+        run("aftercommit init", init).await?;
         database.grant().await?;
         Ok(daemon)
     }

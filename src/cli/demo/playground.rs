@@ -157,6 +157,35 @@ impl Playground {
     }
 }
 
+/// Runs a command of [`Playground::command`] to its end.
+///
+/// # Errors
+/// What it said last, if it fails.
+pub(super) async fn run(program: &'static str, mut command: Command) -> Result<(), Error> {
+    command.stderr(Stdio::piped());
+    let ended = tokio::process::Command::from(command)
+        .output()
+        .await
+        .map_err(|source| Error::start(program, source))?;
+    match ended.status.success() {
+        true => Ok(()),
+        false => Err(Error::Program {
+            program,
+            status: ended.status,
+            said: tail(&String::from_utf8_lossy(&ended.stderr)),
+        }),
+    }
+}
+
+/// The last lines of what a program said.
+pub(super) fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+    match lines.get(lines.len().saturating_sub(6)..) {
+        Some(last @ [_, ..]) => format!(", and said:\n{}", last.join("\n")),
+        _ => String::new(),
+    }
+}
+
 /// The first of a few places where a server's user can reach its socket, and the socket's path is short enough.
 fn base(other_user: bool) -> PathBuf {
     let wanted = std::env::temp_dir();

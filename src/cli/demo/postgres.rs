@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls};
 
 use super::Error;
-use super::playground::Playground;
+use super::playground::{Playground, run, tail};
 
 /// The shop's table, as the migrations of `examples/django` make it too.
 const TABLES: &str = "
@@ -95,21 +95,12 @@ pub(super) fn programs() -> Result<PathBuf, Error> {
 pub(super) async fn start(playground: &Playground, programs: &Path) -> Result<Database, Error> {
     let folder = playground.folder();
     let data = folder.join("data");
-    let made = Command::from(playground.server(programs.join("initdb")))
+    let mut initdb = playground.server(programs.join("initdb"));
+    initdb
         .args(["--username=postgres", "--auth=trust", "--encoding=UTF8"])
         .args(["--locale=C", "--no-sync", "--no-instructions", "--pgdata"])
-        .arg(&data)
-        .stderr(Stdio::piped())
-        .output()
-        .await
-        .map_err(|source| Error::start("initdb", source))?;
-    if !made.status.success() {
-        return Err(Error::Program {
-            program: "initdb",
-            status: made.status,
-            said: tail(&String::from_utf8_lossy(&made.stderr)),
-        });
-    }
+        .arg(&data);
+    run("initdb", initdb).await?;
     let log = folder.join("postgres.log");
     let output = File::create(&log).map_err(|source| Error::start("postgres", source))?;
     let mut server = Command::from(playground.server(programs.join("postgres")))
@@ -225,14 +216,5 @@ impl Database {
             Some(row) => row.try_get(0)?,
             None => None,
         })
-    }
-}
-
-/// The last lines of what a program said.
-pub(super) fn tail(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-    match lines.get(lines.len().saturating_sub(6)..) {
-        Some(last @ [_, ..]) => format!(", and said:\n{}", last.join("\n")),
-        _ => String::new(),
     }
 }

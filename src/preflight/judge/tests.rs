@@ -102,8 +102,14 @@ fn each_fault_has_one_finding_of_its_class() {
         ("is Postgres 13", config, |f| f.server_version = 130_012),
         ("in recovery", fatal(Class::Temporary), |f| {
             f.in_recovery = true;
+            f.slot = None;
         }),
-        ("wal_level", config, |f| f.wal_level = "replica".to_owned()),
+        // The server cannot have a slot then: nothing was lost.
+        ("wal_level", config, |f| {
+            f.wal_level = "replica".to_owned();
+            f.slot = None;
+            f.publication = None;
+        }),
         ("synchronous standby", config, |f| {
             f.synchronous_standby_names = "ANY 1 (*)".to_owned();
         }),

@@ -22,10 +22,10 @@ mod connection;
 mod outcome;
 mod redis;
 mod resp;
-mod tls;
 pub mod url;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -34,6 +34,7 @@ use serde::Deserialize;
 pub use self::backlog::Backlog;
 pub use self::redis::Redis;
 use crate::envelope::celery::MAX_PRIORITY;
+use crate::tls;
 
 /// `[sink.celery.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -162,7 +163,12 @@ impl Config {
             }
         };
         let tls = match &address.tls {
-            Some(tls) => Some(tls::configure(tls).map_err(|words| Invalid::new(key, words))?),
+            Some(rules) => {
+                let config = tls::client_config(rules, url::OPTIONS).map_err(|words| {
+                    Invalid::new(key, format!("names files that do not do: {words}"))
+                })?;
+                Some(Arc::new(config))
+            }
             None => None,
         };
         Ok(Redis::new(address, tls, self))

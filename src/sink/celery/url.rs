@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
+use crate::tls::{Names, Roots, Rules};
+
 /// Where a Redis broker is, and how to get in.
 #[derive(Clone, Debug)]
 pub struct Address {
@@ -22,7 +24,7 @@ pub struct Address {
     /// The database.
     pub db: u32,
     /// Set for `rediss://`.
-    pub tls: Option<Tls>,
+    pub tls: Option<Rules>,
 }
 
 /// A socket.
@@ -39,19 +41,51 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-/// How `rediss://` is encrypted.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Tls {
-    /// Whether the server must show a certificate that we trust.
-    pub verify: bool,
-    /// Whether the certificate must be for the host's name.
-    pub check_hostname: bool,
-    /// A file of certificates that we trust, instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// Our certificate.
-    pub certificate: Option<PathBuf>,
-    /// Its key.
-    pub key: Option<PathBuf>,
+/// What the options call the files of a TLS session.
+pub(super) const OPTIONS: Names = Names {
+    roots: "ssl_ca_certs",
+    certificate: "ssl_certfile",
+    key: "ssl_keyfile",
+};
+
+/// The options of `rediss://`.
+struct TlsOptions {
+    verify: bool,
+    check_hostname: bool,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+impl Default for TlsOptions {
+    fn default() -> TlsOptions {
+        TlsOptions {
+            verify: true,
+            check_hostname: true,
+            ca: None,
+            certificate: None,
+            key: None,
+        }
+    }
+}
+
+impl TlsOptions {
+    fn rules(self) -> Result<Rules, String> {
+        let client = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err("must give ssl_certfile and ssl_keyfile together".to_owned()),
+        };
+        Ok(Rules {
+            roots: match (self.verify, self.ca) {
+                (false, _) => Roots::Unverified,
+                (true, Some(file)) => Roots::File(file),
+                (true, None) => Roots::System,
+            },
+            check_name: self.check_hostname,
+            client,
+        })
+    }
 }
 
 /// Where the broker is, without user, password and options; for logs.
@@ -120,14 +154,9 @@ pub fn parse(url: &str) -> Result<Address, String> {
         user,
         password: password.map(SecretString::from),
         db: 0,
-        tls: (scheme == "rediss").then_some(Tls {
-            verify: true,
-            check_hostname: true,
-            ca: None,
-            certificate: None,
-            key: None,
-        }),
+        tls: None,
     };
+    let mut tls = (scheme == "rediss").then(TlsOptions::default);
     if socket {
         if !host.is_empty() || path.is_empty() {
             return Err(
@@ -142,13 +171,14 @@ pub fn parse(url: &str) -> Result<Address, String> {
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        set_option(&mut address, name, &decode(&value.replace('+', " "))?)?;
+        set_option(
+            &mut address,
+            tls.as_mut(),
+            name,
+            &decode(&value.replace('+', " "))?,
+        )?;
     }
-    if let Some(tls) = &address.tls
-        && tls.certificate.is_some() != tls.key.is_some()
-    {
-        return Err("must give ssl_certfile and ssl_keyfile together".to_owned());
-    }
+    address.tls = tls.map(TlsOptions::rules).transpose()?;
     Ok(address)
 }
 
@@ -193,7 +223,12 @@ fn database(text: &str) -> Result<u32, String> {
         .map_err(|_| "must end in a database number, such as /0".to_owned())
 }
 
-fn set_option(address: &mut Address, name: &str, value: &str) -> Result<(), String> {
+fn set_option(
+    address: &mut Address,
+    tls: Option<&mut TlsOptions>,
+    name: &str,
+    value: &str,
+) -> Result<(), String> {
     if matches!(name, "virtual_host" | "db") && matches!(address.place, Place::Unix(_)) {
         address.db = database(value)?;
         return Ok(());
@@ -202,7 +237,7 @@ fn set_option(address: &mut Address, name: &str, value: &str) -> Result<(), Stri
         name,
         "ssl_cert_reqs" | "ssl_ca_certs" | "ssl_certfile" | "ssl_keyfile" | "ssl_check_hostname"
     );
-    let tls = match &mut address.tls {
+    let tls = match tls {
         Some(tls) if known => tls,
         None if known => {
             return Err(format!(
@@ -308,14 +343,22 @@ mod tests {
         let address = parse(
             "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_ca_certs=%2Fetc%2Fca.pem&ssl_certfile=/c&ssl_keyfile=/k&ssl_check_hostname=False",
         );
-        let expected = Tls {
-            verify: false,
-            check_hostname: false,
-            ca: Some("/etc/ca.pem".into()),
-            certificate: Some("/c".into()),
-            key: Some("/k".into()),
+        let expected = Rules {
+            roots: Roots::Unverified,
+            check_name: false,
+            client: Some(("/c".into(), "/k".into())),
         };
         assert_eq!(address.unwrap().tls, Some(expected));
+        for (options, roots) in [
+            ("", Roots::System),
+            (
+                "?ssl_ca_certs=/etc/ca.pem",
+                Roots::File("/etc/ca.pem".into()),
+            ),
+        ] {
+            let tls = parse(&format!("rediss://h{options}")).unwrap().tls.unwrap();
+            assert_eq!((tls.roots, tls.check_name, tls.client), (roots, true, None));
+        }
     }
 
     #[test]

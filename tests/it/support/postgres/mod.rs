@@ -197,6 +197,14 @@ impl Postgres {
         start.elapsed()
     }
 
+    /// Smart shutdown, which waits until all clients have gone by themselves; says how long that took.
+    pub(crate) async fn stop_smart(&mut self) -> Duration {
+        let start = Instant::now();
+        self.process().signal(Signal::TERM);
+        self.process_mut().ended(PATIENCE).await;
+        start.elapsed()
+    }
+
     /// Starts it again, on the same port and data, after it has ended in whichever way; blocks until it is ready.
     pub(crate) fn restart(&mut self) {
         if self.process_mut().running() {

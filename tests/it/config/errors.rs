@@ -1,29 +1,6 @@
 //! What is wrong with a configuration is shown where it is, with the remedy and without the secrets.
 
-use aftercommit::config::Config;
-
-fn env(name: &str) -> Option<String> {
-    match name {
-        "DATABASE_URL" => Some("postgres://app:hunter2@db/app".to_owned()),
-        "PASSWORD" => Some("hunter2".to_owned()),
-        _ => None,
-    }
-}
-
-fn parse(text: &str) -> Result<Config, String> {
-    Config::parse("app.toml", text, &env).map_err(|error| error.to_string())
-}
-
-/// What is needed for a configuration that can be used.
-const BASE: &str = r#"
-[postgres]
-url = "${DATABASE_URL}"
-[sink.celery.workers]
-broker_url = "redis://localhost:6379/0"
-[[route]]
-task = "*"
-sink = "workers"
-"#;
+use super::{BASE, parse};
 
 /// The whole message for each mistake.
 #[test]

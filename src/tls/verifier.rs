@@ -1,7 +1,7 @@
-//! Which server certificates are good enough, by the rules of libpq's `sslmode`; and what SCRAM binds to.
+//! Which server certificates are good enough.
 //!
 //! The chain, the name and the signatures are checked by rustls and webpki; this file only decides which of the
-//! checks `sslmode` asks for. The signature of the handshake is checked in every mode: without it channel binding
+//! checks the rules ask for. The signature of the handshake is always checked: without it Postgres's channel binding
 //! would prove nothing.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -13,13 +13,7 @@ use rustls::crypto::{
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
-use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use x509_cert::Certificate;
-use x509_cert::der::oid::db::rfc5912::{
-    ECDSA_WITH_SHA_224, ECDSA_WITH_SHA_256, ECDSA_WITH_SHA_384, ECDSA_WITH_SHA_512,
-    SHA_1_WITH_RSA_ENCRYPTION, SHA_224_WITH_RSA_ENCRYPTION, SHA_256_WITH_RSA_ENCRYPTION,
-    SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
-};
 use x509_cert::der::{Decode, Encode};
 
 /// Whose certificates are good.
@@ -35,16 +29,15 @@ pub(super) enum Trust {
 }
 
 impl Trust {
-    /// The authorities of the operating system.
-    pub(super) fn system() -> Result<Trust, String> {
+    /// The authorities of the operating system; `setting` is where a file could be named instead.
+    pub(super) fn system(setting: &str) -> Result<Trust, String> {
         let found = rustls_native_certs::load_native_certs();
         let mut authorities = RootCertStore::empty();
         let (usable, _) = authorities.add_parsable_certificates(found.certs);
         if usable == 0 {
-            return Err(
-                "this system has no certificate authorities: install ca-certificates, or name a file in sslrootcert"
-                    .to_owned(),
-            );
+            return Err(format!(
+                "this system has no certificate authorities: install ca-certificates, or name a file in {setting}"
+            ));
         }
         let listed = Vec::new();
         Ok(Trust::Of {
@@ -67,7 +60,7 @@ impl Trust {
     }
 }
 
-/// The checks that `sslmode` asks for.
+/// The checks that are asked for.
 #[derive(Debug)]
 pub(super) struct Verifier {
     pub(super) trust: Trust,
@@ -158,51 +151,5 @@ fn within_its_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<()
         Err(CertificateError::Expired.into())
     } else {
         Ok(())
-    }
-}
-
-/// The `tls-server-end-point` of a certificate (RFC 5929, section 4.1): its hash by the function of its signature,
-/// or by SHA-256 where that is older.
-///
-/// `None` where the signature names no such function (Ed25519), and for RSASSA-PSS, which a server before 16 cannot
-/// bind to.
-pub(super) fn end_point(certificate: &[u8]) -> Option<Vec<u8>> {
-    let algorithm = Certificate::from_der(certificate).ok()?.signature_algorithm;
-    match algorithm.oid {
-        SHA_1_WITH_RSA_ENCRYPTION | SHA_256_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_256 => {
-            Some(Sha256::digest(certificate).to_vec())
-        }
-        SHA_224_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_224 => {
-            Some(Sha224::digest(certificate).to_vec())
-        }
-        SHA_384_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_384 => {
-            Some(Sha384::digest(certificate).to_vec())
-        }
-        SHA_512_WITH_RSA_ENCRYPTION | ECDSA_WITH_SHA_512 => {
-            Some(Sha512::digest(certificate).to_vec())
-        }
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn signed_by(algorithm: &'static rcgen::SignatureAlgorithm) -> Vec<u8> {
-        let key = rcgen::KeyPair::generate_for(algorithm).expect("key");
-        let parameters = rcgen::CertificateParams::new(vec!["a".to_owned()]).expect("parameters");
-        let certificate = parameters.self_signed(&key).expect("certificate");
-        certificate.der().to_vec()
-    }
-
-    #[test]
-    fn binds_by_the_hash_of_the_signature() {
-        let p256 = signed_by(&rcgen::PKCS_ECDSA_P256_SHA256);
-        assert_eq!(end_point(&p256), Some(Sha256::digest(&p256).to_vec()));
-        let p384 = signed_by(&rcgen::PKCS_ECDSA_P384_SHA384);
-        assert_eq!(end_point(&p384), Some(Sha384::digest(&p384).to_vec()));
-        assert_eq!(end_point(&signed_by(&rcgen::PKCS_ED25519)), None);
-        assert_eq!(end_point(b"not a certificate"), None);
     }
 }

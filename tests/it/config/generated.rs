@@ -1,12 +1,8 @@
 //! The configuration under generated texts: no panic, and no secret in what is shown.
 
-use aftercommit::config::Config;
 use proptest::prelude::*;
 
-fn parse(text: &str) -> Result<Config, String> {
-    let env = |name: &str| (name == "PASSWORD").then(|| "hunter2".to_owned());
-    Config::parse("app.toml", text, &env).map_err(|error| error.to_string())
-}
+use super::parse;
 
 /// Pieces of which a configuration may be made, right and wrong.
 fn piece() -> impl Strategy<Value = String> {

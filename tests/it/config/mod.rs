@@ -1,5 +1,8 @@
 //! The configuration: variables, secrets, and what is told of one that can be used.
 
+mod errors;
+mod generated;
+
 use aftercommit::config::{Config, Severity};
 
 fn env(name: &str) -> Option<String> {
