@@ -315,7 +315,7 @@ async fn settings_are_pinned_and_errors_leave_the_session_usable() {
         .query_one("select pg_backend_pid()", &[])
         .await
         .expect("pid");
-    let admin = superuser(&postgres, "app").await;
+    let admin = superuser(postgres, "app").await;
     admin
         .execute("select pg_terminate_backend($1)", &[&own.get::<_, i32>(0)])
         .await
