@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::support::daemon::Daemon;
-use crate::support::exam::{Exam, IN_FLIGHT, assert_discreet};
+use crate::support::exam::{Exam, IN_FLIGHT, assert_discreet, says};
 use crate::support::proxy::Proxy;
 use crate::support::wait::{PATIENCE, eventually};
 
@@ -15,11 +15,6 @@ const STOPS_WITHIN: Duration = Duration::from_secs(10);
 
 /// One transaction of many rows.
 const BULK: usize = 200_000;
-
-fn says(record: &serde_json::Value, words: &str) -> bool {
-    let message = record["message"].as_str();
-    message.is_some_and(|message| message.contains(words))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_graceful_stop_under_load_makes_no_duplicates() {
