@@ -12,6 +12,7 @@ mod gate;
 mod init;
 mod kills;
 mod lifecycle;
+mod memory;
 mod preflight;
 mod primary_faults;
 mod properties;
