@@ -13,6 +13,7 @@ mod gate;
 mod init;
 mod kills;
 mod lifecycle;
+mod memory;
 mod preflight;
 mod primary_faults;
 mod private_postgres;

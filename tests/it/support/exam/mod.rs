@@ -125,6 +125,7 @@ retry = {{ backoff = "50ms..500ms" }}
     pub(crate) fn insert(&self, rows: usize) {
         self.postgres.psql(&format!(
             "do $$ begin
+               perform set_config('synchronous_commit', 'off', false);
                for n in 1 .. {rows} loop
                  insert into aftercommit.outbox (task, key, kwargs)
                  values ('exam.single', n % 1000, json_build_object('n', n, 'padding', '{CANARY_PAYLOAD}'));
