@@ -65,18 +65,28 @@ pub(super) fn watch(intake: Intake, facts: Facts) -> mpsc::Receiver<Seen> {
 }
 
 /// Looks again and again, until the connection ends or something has changed.
+///
+/// Each look has a connection of its own, which is kept until the next: a server in smart shutdown waits for its clients,
+/// and the only sign is that it takes no new ones (57P03).
 async fn look(intake: &Intake, facts: &Facts) -> Result<std::convert::Infallible, Error> {
-    let (sql, connection) = open_sql(&intake.target, "aftercommit watch").await?;
-    let looks = async {
-        loop {
+    let mut seen = true; // by the preflight
+    loop {
+        let (sql, connection) = open_sql(&intake.target, "aftercommit watch").await?;
+        let looked = async {
+            if !seen {
+                let now = check(intake, &sql).await?;
+                refuse(preflight::drift(facts, &now))?;
+            }
             tokio::time::sleep(INTERVAL).await;
-            let now = check(intake, &sql).await?;
-            refuse(preflight::drift(facts, &now))?;
+            Ok::<(), Error>(())
+        };
+        tokio::select! {
+            biased;
+            ended = connection => {
+                return Err(ended.err().unwrap_or_else(|| Error::closed(Place::Sql)));
+            }
+            looked = looked => looked?,
         }
-    };
-    tokio::select! {
-        biased;
-        ended = connection => Err(ended.err().unwrap_or_else(|| Error::closed(Place::Sql))),
-        changed = looks => changed,
+        seen = false;
     }
 }
