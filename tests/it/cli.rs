@@ -95,7 +95,7 @@ fn secrets_come_from_files_and_stay_unseen() {
     for (content, expected) in [
         (
             Some("mysql://app:hunter2@db"),
-            "`postgres.url` must begin with postgres://",
+            "`postgres.url_file`: the URL has a scheme that is not Postgres's",
         ),
         (Some("\n"), "`url_file`: secrets/url is empty"),
         (
