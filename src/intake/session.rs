@@ -23,6 +23,8 @@ pub(super) struct History {
     sessions: u64,
     /// `--until`, once it is known as a position.
     until: Option<Lsn>,
+    /// Where the slot stood when the last session began.
+    stood: Lsn,
     /// Warnings that are in the log already.
     pub warned: Warned,
 }
@@ -58,7 +60,16 @@ pub(super) async fn open(
         }
         history.identity = Some(identity);
         history.generation += 1;
+    } else if slot_position(&facts) > history.stood.max(channels.confirmed.borrow().lsn.lsn()) {
+        // What we know of transactions is stale: one that was cut in the middle was taken whole by another, and will not
+        // come again.
+        warn!(
+            slot = %intake.slot,
+            "the slot stands further than we confirmed: another daemon has read on meanwhile; starting from the slot's own position"
+        );
+        history.generation += 1;
     }
+    history.stood = slot_position(&facts);
     if history.until.is_none() {
         history.until = match intake.until {
             Some(Until::Now) => Some(system.xlog_pos),
@@ -99,6 +110,13 @@ pub(super) async fn open(
         session,
     };
     Ok((open, facts))
+}
+
+/// Up to where the slot is confirmed.
+fn slot_position(facts: &Facts) -> Lsn {
+    let slot = facts.slot.as_ref();
+    let position = slot.and_then(|slot| slot.confirmed_flush_lsn.as_deref()?.parse().ok());
+    position.unwrap_or_default()
 }
 
 /// The preflight: logs each new warning; the fatal findings are the error.
