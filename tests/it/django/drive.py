@@ -320,9 +320,9 @@ def d03():
 
 
 def d04():
-    """Two lock two rows, each in the other's order."""
+    """Two lock two rows, each in the other's order. The victim tries again when the other one is done."""
     rows = [Entity.objects.create(scenario="D04/row") for _ in range(2)]
-    locked = threading.Barrier(2)
+    locked, won = threading.Barrier(2), threading.Event()
     deadlocks = []
 
     def work(number):
@@ -336,9 +336,11 @@ def d04():
                     if len(attempts) == 1:
                         locked.wait(PATIENCE)
                     Entity.objects.filter(pk=order[1].pk).update(value=number)
+                won.set()
                 return attempts
             except OperationalError as error:
                 deadlocks.append(error.__cause__.sqlstate)
+                won.wait(PATIENCE)
 
     attempts = in_threads(2, work)
     sent = [ids[-1] for ids in attempts]
