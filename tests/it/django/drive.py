@@ -25,7 +25,7 @@ from orders.outbox import Outbox  # noqa: E402
 from scenarios.models import Entity, Run  # noqa: E402
 from scenarios.tasks import fails_always, fails_twice, look, note  # noqa: E402
 
-PATIENCE = 90  # seconds; it only runs out when something is wrong
+PATIENCE = 90  # seconds in which nothing moves; it only runs out when something is wrong
 
 
 def until(what, condition):
@@ -41,6 +41,11 @@ def runs_of(scenario):
     return Run.objects.filter(scenario=scenario)
 
 
+def more_runs(scenario, before):
+    runs = runs_of(scenario).count()
+    return runs if runs > before else None
+
+
 def sentinel(scenario):
     """Returns when a task that is committed now has run: what was wrongly sent before it would have run too."""
     name = f"{scenario}/sentinel"
@@ -52,7 +57,10 @@ def sentinel(scenario):
 def report(scenario, sent, attempts=None, **more):
     """Waits until as many attempts have run as must, and then for those that must not."""
     attempts = len(sent) if attempts is None else attempts
-    until(f"{attempts} runs of {scenario}", lambda: runs_of(scenario).count() >= attempts)
+    runs = 0
+    while runs < attempts:
+        before = runs
+        runs = until(f"{attempts} runs of {scenario}, {before} so far", lambda: more_runs(scenario, before))
     sentinel(scenario)
     fields = ("task_id", "retries", "at", "found", "details")
     runs = list(runs_of(scenario).order_by("at").values(*fields))
