@@ -176,7 +176,7 @@ impl Intake {
                         .then(|| info!("connected again"));
                     stand_by.reset();
                     let (since, before) = (Instant::now(), *channels.confirmed.borrow());
-                    let watch = drift::watch(self.clone(), facts);
+                    let watch = drift::watch(self.clone(), facts, history.warned.clone());
                     let ended = pump::run(open, watch, &mut channels, std::thread::sleep).await;
                     let moved = *channels.confirmed.borrow() != before;
                     if moved || since.elapsed() >= STEADY {

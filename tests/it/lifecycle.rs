@@ -55,7 +55,7 @@ async fn a_stop_in_the_middle_of_a_large_transaction_completes_it() {
     let mut daemon = Daemon::start(&exam.config());
     exam.bulk(BULK);
     // Late, so that the rest is done within the time that a stop may take, on a slow machine too.
-    exam.wait_for_pushed(BULK / 2).await;
+    exam.wait_for_pushed(BULK / 5 * 4).await;
     daemon.signal(Signal::TERM);
     assert!(exam.pushed().await < BULK, "it was over already");
     let status = daemon.ended(STOPS_WITHIN).await;
@@ -195,7 +195,7 @@ async fn a_second_daemon_waits_quietly_and_takes_over() {
     assert!(took < Duration::from_secs(5), "{took:?}");
     load.stop().await;
     let receipt = exam.receipt().await;
-    // In flight, and what was delivered in the half second before.
+    // No more than the first one had delivered; how much of it, the rounds of kill -9 bound.
     receipt.assert_sound("takeover", before);
     assert_eq!(second.terminate().await.code(), Some(0));
     assert_discreet(&first);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, init};
 use crate::support::postgres::{Options, Postgres, SUPERUSER};
+use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::tasks::{
     Load, assert_once_each, committed, printed, to_stdout, wait_for_printed, with_sink,
@@ -13,6 +14,8 @@ use crate::support::wait::{PATIENCE, eventually};
 
 const NAME: &str = "aftercommit";
 const ENQUEUE: &str = "insert into aftercommit.outbox (task, kwargs) values ('shop.tasks.a', '{}')";
+const ENQUEUE_MANY: &str =
+    "insert into aftercommit.outbox (task, kwargs) select 'shop.tasks.a', '{}' from";
 const ALL_SENT: &str = "select bool_and(sent_lsn >= pg_current_wal_lsn()) from pg_stat_replication";
 /// As long as a server may take to shut down with us beside it.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -32,6 +35,52 @@ fn to_redis(server: &Postgres, redis: &Redis) -> String {
         redis.url(0)
     );
     with_sink(&server.url(SUPERUSER), NAME, &sink, "")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_another_has_moved_is_read_from_where_it_stands() {
+    let server = server();
+    let proxy = Proxy::start(server.port());
+    let redis = Redis::start();
+    // The budget is used up in the middle of a transaction.
+    let sink = format!("[sink.celery.out]\nbroker_url = \"{}\"", redis.url(0));
+    let url = server.url_through(proxy.port(), SUPERUSER);
+    let limits = "[limits]\nin_flight = 10";
+    let mut daemon = Daemon::start(&with_sink(&url, NAME, &sink, limits));
+    daemon
+        .wait_for_log("streaming", |record| record["message"] == "streaming")
+        .await;
+    redis.stop();
+    server.psql(&format!("{ENQUEUE_MANY} generate_series(1, 40000)"));
+    eventually(PATIENCE, "a stream that is not read", || async {
+        let stuck =
+            "select exists (select from pg_stat_activity where wait_event = 'WalSenderWriteData')";
+        (server.psql(stuck) == "t").then_some(())
+    })
+    .await;
+    // Another daemon takes the slot, and what it has taken is not sent to us again.
+    proxy.refuse();
+    let advance = "select pg_replication_slot_advance('aftercommit', pg_current_wal_lsn())";
+    eventually(PATIENCE, "the slot to be free", || async {
+        let active = "select active from pg_replication_slots";
+        (server.psql(active) == "f").then_some(())
+    })
+    .await;
+    server.psql(advance);
+    proxy.pass();
+    redis.cont();
+    daemon
+        .wait_for_log("word of the move", |record| {
+            let message = record["message"].as_str().unwrap_or_default();
+            message.contains("another daemon has read on")
+        })
+        .await;
+    let new = server.psql(&format!("{ENQUEUE} returning id"));
+    eventually(PATIENCE, "the new task", || async {
+        pushed(&redis).await.contains(&new).then_some(())
+    })
+    .await;
+    assert!(daemon.terminate().await.success());
 }
 
 /// Ids of the messages in Redis.
