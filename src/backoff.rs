@@ -1,4 +1,4 @@
-//! Floor 0, pure: pauses that grow, with jitter. Randomness is passed in.
+//! Floor 1, pure: pauses that grow, with jitter. Randomness is passed in.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Floor 0, not pure: the one place that reads the wall clock.
+//! Floor 1: the one place that reads the wall clock.
 //!
 //! A task's times are Postgres's and travel with it. What needs the present (a status update carries it, a message's
 //! expiration is counted from it) asks here, and passes it down to the pure rooms as a [`Timestamp`]. Waits and

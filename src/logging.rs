@@ -1,4 +1,4 @@
-//! The log: text on a terminal, JSON otherwise, to standard error, and never in the way of the work.
+//! Floor 1: the log: text on a terminal, JSON otherwise, to standard error, and never in the way of the work.
 //!
 //! A line is handed to a thread of its own. If standard error is stuck or gone, lines are dropped and counted; nothing
 //! waits for it, and nothing panics because of it.

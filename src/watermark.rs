@@ -1,4 +1,4 @@
-//! Floor 6, pure: outstanding work, and the LSN to confirm.
+//! Floor 1, pure: outstanding work, and the LSN to confirm.
 //!
 //! The watermark sees the stream in its order: `begin`, `open` for each task, `commit`, and keepalives between
 //! transactions; and, in any order, how many tasks of a transaction have been settled. From these it knows the one

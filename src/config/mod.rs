@@ -1,4 +1,4 @@
-//! Floor 10: the configuration file, from text to checked structs.
+//! Floor 9: the configuration file, from text to checked structs.
 //!
 //! The structs of the sections stand beside what they configure. Here is what they have in common: reading, variables,
 //! secrets from files, and errors that show the line, the place in it, and the remedy.

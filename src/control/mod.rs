@@ -1,4 +1,4 @@
-//! Floor 1: the objects on the server that aftercommit lives on, and the SQL that makes them.
+//! Floor 3: the objects on the server that aftercommit lives on, and the SQL that makes them.
 //!
 //! `sql/` holds the contract with the application; [`plan()`] adds the publication and the slot, whose names are the
 //! operator's. The same steps are printed by `init --print` and applied by `init`: each is safe to repeat.

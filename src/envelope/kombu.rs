@@ -152,3 +152,79 @@ fn topic_matches(pattern: &str, key: &str) -> bool {
     }
     p == pattern.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lists(separator: &str, steps: &[u8]) -> Lists {
+        Lists {
+            prefix: "p:".to_owned(),
+            separator: separator.to_owned(),
+            steps: steps.to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_priority_goes_to_the_step_below_it() {
+        for (separator, steps, priority, key) in [
+            ("\x06\x16", &[0, 3, 6, 9][..], 0, "p:q"),
+            ("\x06\x16", &[0, 3, 6, 9], 2, "p:q"),
+            ("\x06\x16", &[0, 3, 6, 9], 3, "p:q\x06\x163"),
+            ("\x06\x16", &[0, 3, 6, 9], 8, "p:q\x06\x166"),
+            ("\x06\x16", &[0, 3, 6, 9], 9, "p:q\x06\x169"),
+            (":", &[0], 9, "p:q"),
+        ] {
+            let mut out = Vec::new();
+            lists(separator, steps).write_key(&mut out, "q", priority);
+            assert_eq!(String::from_utf8(out).unwrap(), key);
+        }
+    }
+
+    #[test]
+    fn bindings_take_what_kombus_exchanges_take() {
+        let lists = lists("\x06\x16", &[0]);
+        let topic = |bound: &str| format!("{bound}\x06\x16^regex$\x06\x16q");
+        for (bound, key, taken) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.b.c", false),
+            ("a.*", "a.b", true),
+            ("a.*", "a.b.c", false),
+            ("a.*", "a.", false),
+            ("*", "a", true),
+            ("*", "a.b", false),
+            ("#", "", true),
+            ("#", "a.b.c", true),
+            ("a.#", "a.b.c", true),
+            ("a.#", "a.", true),
+            ("a.#", "a", false),
+            ("#.z", "a.b.z", true),
+            ("#.z", "z", false),
+            ("a.#.z", "a.b.c.z", true),
+            ("a.#.z", "a.z", false),
+            ("#.b.#.d", "a.b.b.c.d", true),
+            ("#.b.#.d", "a.c.c.d", false),
+            ("*.#.*", "a.b", false),
+            ("*.#.*", "a.b.c", true),
+        ] {
+            assert_eq!(
+                lists.bound_queue(&topic(bound), key).is_some(),
+                taken,
+                "{bound} {key}"
+            );
+        }
+        // Hostile patterns take time in proportion, not for ever.
+        let (bound, key) = (["#"; 60].join(".") + ".x", ["a"; 2000].join("."));
+        assert_eq!(lists.bound_queue(&topic(&bound), &key), None);
+        assert_eq!(lists.bound_queue("rk\x06\x16\x06\x16q", "rk"), Some("q"));
+        assert_eq!(lists.bound_queue("rk\x06\x16\x06\x16q", "rk2"), None);
+        for odd in [
+            "",
+            "rk",
+            "rk\x06\x16\x06\x16",
+            "rk\x06\x16\x06\x16q\x06\x16more",
+        ] {
+            assert_eq!(lists.bound_queue(odd, "rk"), None, "{odd:?}");
+        }
+    }
+}

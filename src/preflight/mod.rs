@@ -1,4 +1,4 @@
-//! Floor 2: is the server as we need it? Asked at every connect, and once a minute.
+//! Floor 4: is the server as we need it? Asked at every connect, and once a minute.
 //!
 //! Most of what can go wrong with a slot and a publication is silent: rows are skipped, without an error, when the
 //! table is not in the publication, was renamed and made again, is unlogged, or has a row filter. So the catalogs are

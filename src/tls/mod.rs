@@ -1,4 +1,4 @@
-//! Floor 0, not pure: TLS for our clients. Whom to trust, whether the name counts, and who we are, from settings and
+//! Floor 0: TLS for our clients. Whom to trust, whether the name counts, and who we are, from settings and
 //! files to rustls's configuration.
 
 mod verifier;

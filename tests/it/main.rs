@@ -22,6 +22,7 @@ mod scenarios;
 mod server_faults;
 mod sink_faults;
 mod support;
+mod tidy;
 mod tls;
 mod versions;
 mod walsender;

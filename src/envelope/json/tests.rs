@@ -1,3 +1,5 @@
+//! Texts that are JSON and texts that are not, by table, by generator, and by another parser.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A healthy server, and each way of not being one.
+
 use super::*;
 use crate::preflight::facts::{Column, Membership, Publication, Slot, Table};
 
