@@ -73,7 +73,8 @@ fn main() {
                         }
                         seen += 1;
                         let columns = columns(&message[26..]);
-                        checksum = checksum.wrapping_add((columns[0].len() + columns[3].len()) as u64);
+                        checksum =
+                            checksum.wrapping_add((columns[0].len() + columns[3].len()) as u64);
                         if latency.is_some() {
                             times.push((text(columns[0]).parse().unwrap(), now_us()));
                         }
@@ -110,7 +111,10 @@ fn main() {
     println!("SECS {:.4}", first.elapsed().as_secs_f64());
     println!("NOTE {seen} rows in {reads} reads, checksum {checksum}");
     if let Some(file) = latency {
-        let lines: String = times.iter().map(|(sent, got)| format!("{sent} {got}\n")).collect();
+        let lines: String = times
+            .iter()
+            .map(|(sent, got)| format!("{sent} {got}\n"))
+            .collect();
         std::fs::write(file, lines).unwrap();
     }
     confirm(&mut socket, confirmed);
@@ -118,7 +122,12 @@ fn main() {
 }
 
 fn argument(name: &str) -> Option<String> {
-    std::env::args().find_map(|argument| argument.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+    std::env::args().find_map(|argument| {
+        argument
+            .strip_prefix(name)?
+            .strip_prefix('=')
+            .map(str::to_owned)
+    })
 }
 
 fn number(name: &str, default: u64) -> u64 {
@@ -142,13 +151,17 @@ fn text(bytes: &[u8]) -> &str {
 }
 
 fn now_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_micros() as i64
 }
 
 /// Connects and starts to stream.
 fn start(slot: &str, publication: &str) -> TcpStream {
     let host = environment("PGHOST", "127.0.0.1");
-    let mut socket = TcpStream::connect(format!("{host}:{}", environment("PGPORT", "5432"))).unwrap();
+    let mut socket =
+        TcpStream::connect(format!("{host}:{}", environment("PGPORT", "5432"))).unwrap();
     socket.set_nodelay(true).unwrap();
     let mut startup = vec![0, 3, 0, 0];
     for (key, value) in [
@@ -159,7 +172,9 @@ fn start(slot: &str, publication: &str) -> TcpStream {
         startup.extend_from_slice(format!("{key}\0{value}\0").as_bytes());
     }
     startup.push(0);
-    socket.write_all(&(startup.len() as u32 + 4).to_be_bytes()).unwrap();
+    socket
+        .write_all(&(startup.len() as u32 + 4).to_be_bytes())
+        .unwrap();
     socket.write_all(&startup).unwrap();
     // ReadyForQuery ends the start.
     loop {
@@ -176,7 +191,16 @@ fn start(slot: &str, publication: &str) -> TcpStream {
     let query = format!(
         "START_REPLICATION SLOT \"{slot}\" LOGICAL 0/0 (proto_version '1', publication_names '\"{publication}\"')\0"
     );
-    socket.write_all(&[&b"Q"[..], &(query.len() as u32 + 4).to_be_bytes(), query.as_bytes()].concat()).unwrap();
+    socket
+        .write_all(
+            &[
+                &b"Q"[..],
+                &(query.len() as u32 + 4).to_be_bytes(),
+                query.as_bytes(),
+            ]
+            .concat(),
+        )
+        .unwrap();
     socket
 }
 
@@ -220,9 +244,17 @@ struct Redis {
 
 impl Redis {
     fn connect() -> Redis {
-        let socket = TcpStream::connect(format!("127.0.0.1:{}", environment("REDIS_PORT", "6379"))).unwrap();
+        let socket =
+            TcpStream::connect(format!("127.0.0.1:{}", environment("REDIS_PORT", "6379"))).unwrap();
         socket.set_nodelay(true).unwrap();
-        Redis { socket, out: Vec::new(), message: Vec::new(), queued: 0, pending: 0, replies: vec![0; 65536] }
+        Redis {
+            socket,
+            out: Vec::new(),
+            message: Vec::new(),
+            queued: 0,
+            pending: 0,
+            replies: vec![0; 65536],
+        }
     }
 
     fn push(&mut self, id: &str, payload: &[u8]) {
@@ -241,7 +273,12 @@ impl Redis {
              \"body_encoding\": \"base64\", \"delivery_tag\": \"00000000-0000-0000-0000-{id:0>12}\"}}}}"
         )
         .unwrap();
-        write!(self.out, "*3\r\n$5\r\nLPUSH\r\n$6\r\ncelery\r\n${}\r\n", message.len()).unwrap();
+        write!(
+            self.out,
+            "*3\r\n$5\r\nLPUSH\r\n$6\r\ncelery\r\n${}\r\n",
+            message.len()
+        )
+        .unwrap();
         self.out.extend_from_slice(message);
         self.out.extend_from_slice(b"\r\n");
         self.queued += 1;
@@ -259,7 +296,11 @@ impl Redis {
             let read = self.socket.read(&mut self.replies).unwrap();
             assert!(read > 0, "Redis has closed the connection");
             let replies = &self.replies[..read];
-            assert!(!replies.contains(&b'-'), "{}", String::from_utf8_lossy(replies));
+            assert!(
+                !replies.contains(&b'-'),
+                "{}",
+                String::from_utf8_lossy(replies)
+            );
             self.pending -= replies.iter().filter(|byte| **byte == b'\n').count();
         }
     }
@@ -268,10 +309,17 @@ impl Redis {
 fn base64(bytes: &[u8], out: &mut Vec<u8>) {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | *byte as u32) << (8 * (3 - group.len()));
+        let bits = group
+            .iter()
+            .fold(0u32, |bits, byte| bits << 8 | *byte as u32)
+            << (8 * (3 - group.len()));
         for digit in 0..4 {
             let index = bits >> (18 - 6 * digit) & 63;
-            out.push(if digit <= group.len() { DIGITS[index as usize] } else { b'=' });
+            out.push(if digit <= group.len() {
+                DIGITS[index as usize]
+            } else {
+                b'='
+            });
         }
     }
 }

@@ -12,7 +12,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 fn main() {
     let argument = |name: &str| {
         std::env::args()
-            .find_map(|argument| argument.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+            .find_map(|argument| {
+                argument
+                    .strip_prefix(name)?
+                    .strip_prefix('=')
+                    .map(str::to_owned)
+            })
             .unwrap_or_else(|| panic!("{name}="))
     };
     let (list, seconds) = (argument("list"), argument("seconds"));
@@ -20,14 +25,21 @@ fn main() {
     let port = std::env::var("REDIS_PORT").unwrap_or_else(|_| "6379".to_owned());
     let mut socket = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
     socket.set_nodelay(true).unwrap();
-    let ask = format!("*3\r\n$5\r\nBRPOP\r\n${}\r\n{list}\r\n${}\r\n{seconds}\r\n", list.len(), seconds.len());
+    let ask = format!(
+        "*3\r\n$5\r\nBRPOP\r\n${}\r\n{list}\r\n${}\r\n{seconds}\r\n",
+        list.len(),
+        seconds.len()
+    );
     let mut lines = String::new();
     for _ in 0..count {
         socket.write_all(ask.as_bytes()).unwrap();
         let Some(message) = read_reply(&mut socket) else {
             break;
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_micros();
         let id = id(&message).expect("a task's id");
         lines += &format!("{id} {now}\n");
     }
