@@ -433,12 +433,14 @@ impl Relay {
         self.rejected += 1;
         self.bytes -= task.size();
         self.passing = Passing::Closed;
+        let lsn = task.position.commit_lsn;
         let message = format!(
-            "task {} ({:?}), committed at {}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
-             the slot, and is tried again at the next start. Correct the configuration",
+            "task {} ({:?}), committed at {lsn}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
+             the slot, and is tried again at the next start. Correct the configuration; or send it elsewhere, by a [[route]] \
+             for exactly its name; or skip its whole transaction: \
+             select pg_replication_slot_advance('<slot>', '{lsn}'::pg_lsn + 1)",
             task.id(),
             task.name(),
-            task.position.commit_lsn,
         );
         self.drain(halted(Stop::Runtime, message));
     }

@@ -20,10 +20,11 @@ use crate::units::BackoffRange;
 const BATCHES: usize = 2;
 /// Reports of lanes that are under way.
 const REPORTS: usize = 64;
-/// Pauses while a sink is away.
+/// Pauses while a sink is away. Short enough that deliveries go on within five seconds of its return, however long it
+/// was away.
 const OUTAGE: BackoffRange = BackoffRange {
     min: Duration::from_millis(100),
-    max: Duration::from_secs(5),
+    max: Duration::from_secs(3),
 };
 
 /// A sink's part of a [`Plan`].

@@ -52,11 +52,11 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
 
 fn outbox(config: &Config) -> String {
     let outbox = &config.outbox;
-    let retention = match outbox.retention {
-        Retention::Delete => "delete",
-        Retention::Keep => "keep",
+    // Nothing deletes settled rows without the hold table, whatever is configured.
+    let mut text = match outbox.retention {
+        Retention::Delete => format!("{}, settled rows stay for now", outbox.table),
+        Retention::Keep => format!("{}, settled rows stay", outbox.table),
     };
-    let mut text = format!("{}, retention {retention}", outbox.table);
     if let Some(Preset::Debezium) = outbox.preset {
         text.push_str(", preset debezium");
     }

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Client;
 
+use super::Failure;
 use super::exit::Code;
-use super::{Failure, plan};
 use crate::config::Config;
 use crate::control::{self, ApplyError, Event, Wanted};
 use crate::outbox::{Columns, TableName};
@@ -46,8 +46,11 @@ pub struct Args {
 /// Runs the command.
 pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let columns = Columns::new(&config.outbox)
-        .map_err(|error| Failure::new(Code::Config, format!("[outbox]: {error}")))?;
-    let target = plan::primary(config).map_err(|why| Failure::new(Code::Config, why))?;
+        .map_err(|error| Failure::new(Code::Config, error.to_string()))?;
+    let target = config
+        .postgres
+        .target()
+        .map_err(|why| Failure::new(Code::Config, why))?;
     let postgres = &config.postgres;
     let wanted = Wanted {
         table: columns.table().clone(),

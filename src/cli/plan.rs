@@ -2,14 +2,11 @@
 
 use std::sync::Arc;
 
-use secrecy::ExposeSecret;
-
 use crate::config::Config;
 use crate::gate::watcher::Watch;
 use crate::intake::{Intake, Until};
 use crate::outbox::Columns;
 use crate::relay::Budget;
-use crate::replication::Target;
 use crate::route::Router;
 use crate::supervisor::{Plan, PlannedSink};
 
@@ -18,18 +15,15 @@ use crate::supervisor::{Plan, PlannedSink};
 /// # Errors
 /// What is wrong with a URL or a name, in words.
 pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String> {
-    let primary = Arc::new(primary(config)?);
-    let columns = Columns::new(&config.outbox).map_err(|error| format!("[outbox]: {error}"))?;
-    let replicas = config.gate.replicas.iter().map(|url| {
-        let target = Target::parse(url.expose_secret(), config.postgres.password.clone());
-        target
-            .map(|target| Arc::new(target.in_recovery_too()))
-            .map_err(|error| format!("[gate] replicas: {error}"))
-    });
+    let primary = Arc::new(config.postgres.target()?);
+    let columns = Columns::new(&config.outbox).map_err(|error| error.to_string())?;
+    let replicas = config.gate.targets(config.postgres.password.as_ref());
     let gate = Watch {
         primary: primary.clone(),
         visibility: config.gate.visibility,
-        replicas: replicas.collect::<Result<_, _>>()?,
+        replicas: replicas
+            .map(|target| target.map(Arc::new))
+            .collect::<Result<_, _>>()?,
         slot: config.postgres.slot.clone(),
         timeout: config.gate.timeout,
     };
@@ -71,18 +65,4 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
             bytes: usize::try_from(config.limits.memory).unwrap_or(usize::MAX),
         },
     })
-}
-
-/// The primary, from `[postgres]`.
-///
-/// # Errors
-/// What is wrong with the URL, in words.
-pub(super) fn primary(config: &Config) -> Result<Target, String> {
-    let url = config
-        .postgres
-        .url
-        .as_ref()
-        .ok_or("[postgres] has no url")?;
-    Target::parse(url.expose_secret(), config.postgres.password.clone())
-        .map_err(|error| format!("[postgres] url: {error}"))
 }

@@ -129,7 +129,7 @@ impl<'i> Document<'i> {
             return Problem::new(format!("{key} must be {expected}")).at(place);
         }
         let message = match value {
-            Some(value) if !mask::may_show(path, raw, value) => hide(message, value),
+            Some(value) if !mask::may_show(path, raw, value) => mask::hide(message, value),
             _ => message.to_owned(),
         };
         match message.split_once("; ") {
@@ -137,15 +137,6 @@ impl<'i> Document<'i> {
             None => Problem::new(format!("{key}: {message}")),
         }
         .at(place)
-    }
-}
-
-/// Takes a value that must not be seen out of a message.
-fn hide(message: &str, value: &str) -> String {
-    let hidden = message.replace(&format!("{value:?}"), "this value");
-    match value.is_empty() || !hidden.contains(value) {
-        true => hidden,
-        false => "this value is not understood".to_owned(),
     }
 }
 

@@ -37,6 +37,15 @@ pub(super) fn may_show(path: &[String], raw: &str, value: &str) -> bool {
     !named && !raw.contains("${") && !has_credentials(value)
 }
 
+/// Takes a value that must not be seen out of a message.
+pub(super) fn hide(message: &str, value: &str) -> String {
+    let hidden = message.replace(&format!("{value:?}"), "this value");
+    match value.is_empty() || !hidden.contains(value) {
+        true => hidden,
+        false => "this value is not understood".to_owned(),
+    }
+}
+
 /// The literal parts of the string at `place`, without its quotes.
 pub(super) fn inside_quotes(text: &str, place: &Range<usize>) -> Vec<Range<usize>> {
     let Some(raw) = text.get(place.clone()) else {

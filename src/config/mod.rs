@@ -7,6 +7,7 @@
 //! (`validate`) → secrets from files (`secrets`). All mistakes that one step finds are told together.
 
 mod decode;
+mod findings;
 mod interpolate;
 mod keys;
 mod mask;
@@ -137,13 +138,13 @@ fn compose(
     if let (true, Some(open)) = (problems.is_empty(), open) {
         problems = secrets::fill(&mut config, document.tree.get_ref(), open);
         if problems.is_empty() {
-            problems = validate::urls(&config, text, document.tree.get_ref());
+            problems = validate::connections(&config, text, document.tree.get_ref());
         }
     }
     if !problems.is_empty() {
         return fail(problems);
     }
-    config.findings = validate::findings(&config, text, document.tree.get_ref());
+    config.findings = findings::told(&config, text, document.tree.get_ref());
     Ok(config)
 }
 

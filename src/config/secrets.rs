@@ -17,35 +17,36 @@ pub(super) type Open<'a> = &'a dyn Fn(&Path) -> Result<SecretString, String>;
 /// No URL and no password is longer.
 const LONGEST: u64 = 64 << 10;
 
-/// Fills in what the `*_file` keys of `config` name.
+/// Fills in what the `*_file` keys of `config` name, and empties these keys.
 pub(super) fn fill(config: &mut Config, table: &DeTable<'_>, open: Open<'_>) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let mut fill = |path: &[&str], file: &Option<PathBuf>, secret: &mut Option<SecretString>| {
-        let Some(file) = file else { return };
-        match open(file) {
-            Ok(text) => *secret = Some(text),
-            Err(why) => {
-                let key = path.last().copied().unwrap_or_default();
-                let title = format!("`{key}`: {why}");
-                let place = tree::value(table, path).map(|value| value.span());
-                problems.push(Problem::new(title).at(place));
+    let mut fill =
+        |path: &[&str], file: &mut Option<PathBuf>, secret: &mut Option<SecretString>| {
+            let Some(file) = file.take() else { return };
+            match open(&file) {
+                Ok(text) => *secret = Some(text),
+                Err(why) => {
+                    let key = path.last().copied().unwrap_or_default();
+                    let title = format!("`{key}`: {why}");
+                    let place = tree::value(table, path).map(|value| value.span());
+                    problems.push(Problem::new(title).at(place));
+                }
             }
-        }
-    };
+        };
     let postgres = &mut config.postgres;
     fill(
         &["postgres", "url_file"],
-        &postgres.url_file,
+        &mut postgres.url_file,
         &mut postgres.url,
     );
     fill(
         &["postgres", "password_file"],
-        &postgres.password_file,
+        &mut postgres.password_file,
         &mut postgres.password,
     );
     for (name, sink) in &mut config.sinks.celery {
         let path = ["sink", "celery", name, "broker_url_file"];
-        fill(&path, &sink.broker_url_file, &mut sink.broker_url);
+        fill(&path, &mut sink.broker_url_file, &mut sink.broker_url);
     }
     problems
 }

@@ -165,8 +165,8 @@ pub(super) fn strings_under(table: &DeTable<'_>, path: &[String]) -> Vec<Range<u
 }
 
 /// A path as the operator writes it: `gate.timeout`, `sink.celery.workers.queue`, `route.retry.backoff`.
-pub(super) fn dotted(path: &[String]) -> String {
-    let keys: Vec<&str> = path.iter().map(String::as_str).filter(is_key).collect();
+pub(super) fn dotted(path: &[impl AsRef<str>]) -> String {
+    let keys: Vec<&str> = path.iter().map(AsRef::as_ref).filter(is_key).collect();
     keys.join(".")
 }
 

@@ -15,11 +15,11 @@
 
 use std::borrow::Cow;
 
-use super::Unfit;
 use super::call::Call;
 use super::json::{self, Kind};
 use super::options::{Options, Row};
 use super::ready::Ready;
+use super::{Unfit, check_json};
 use crate::outbox::{Field, Task};
 use crate::pg::{Moment, Timestamp};
 
@@ -214,7 +214,7 @@ pub(super) fn json_column(task: &Task, field: Field, kind: Kind) -> Result<Optio
     let Some(text) = task.get(field) else {
         return Ok(None);
     };
-    match json::check(text, kind, json::Dialect::Strict) {
+    match check_json(task, field, kind) {
         Ok(()) => Ok(Some(text)),
         Err(json::Defect::OtherKind {
             found: Kind::Null, ..

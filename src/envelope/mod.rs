@@ -15,7 +15,21 @@ mod tests;
 use std::borrow::Cow;
 use std::fmt;
 
+use crate::outbox::{Field, Task};
+
 pub(crate) use ready::decode_bytea;
+
+/// Checks a field's JSON: in full, or, where the column's type vouches for the syntax, its kind and its limits.
+///
+/// # Errors
+/// The first defect.
+pub(crate) fn check_json(task: &Task, field: Field, kind: json::Kind) -> Result<(), json::Defect> {
+    let text = task.get(field).unwrap_or_default();
+    match task.is_json(field) {
+        true => json::check_vouched(text, kind),
+        false => json::check(text, kind, json::Dialect::Strict),
+    }
+}
 
 /// Why a task cannot become a message, in words that name the column and the remedy. Never holds a payload.
 #[derive(Clone, PartialEq, Eq)]

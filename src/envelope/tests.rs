@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use super::celery::{Defaults, Message};
 use super::kombu::{self, Lists};
-use crate::outbox::{Field, Position, Task};
+use crate::outbox::{Field, Position, Spans, Task};
 use crate::pg::Timestamp;
 
 const ID: &str = "11111111-2222-3333-4444-555555555555";
@@ -413,4 +413,48 @@ fn what_is_fit_is_taken() {
         let body: Value = serde_json::from_slice(&body).unwrap();
         assert_eq!(body.as_array().map(Vec::len), Some(3));
     }
+}
+
+/// A column of type json is spared the pass over its syntax, not the limits; a text column is spared nothing.
+#[test]
+fn a_columns_type_vouches_for_the_syntax_alone() {
+    let message = |args: &str, json: &[Field]| {
+        let row = format!("{ID}proj.tasks.add{args}");
+        let ends = [ID.len(), ID.len() + "proj.tasks.add".len(), row.len()].map(|end| end as u32);
+        let mut spans = Spans::default();
+        spans[Field::Id as usize] = Some((0, ends[0]));
+        spans[Field::Task as usize] = Some((ends[0], ends[1]));
+        spans[Field::Args as usize] = Some((ends[1], ends[2]));
+        let json = json.iter().copied().collect();
+        let task = Task::new(row.into(), spans, json, Position::default(), Timestamp(0));
+        let defaults = defaults();
+        Message::new(&task, &defaults, Timestamp(0))
+            .map(|message| {
+                let mut body = Vec::new();
+                message.write_body(&mut body);
+                String::from_utf8(body).unwrap()
+            })
+            .map_err(|unfit| unfit.to_string())
+    };
+    let deep = "[".repeat(201) + "1" + &"]".repeat(201);
+    let long = format!("[{}]", "1".repeat(4301));
+    for (args, words) in [
+        ("{}", "args must be an array, not an object"),
+        (deep.as_str(), "args is nested deeper than 200 levels"),
+        (
+            long.as_str(),
+            "args holds an integer of more than 4300 digits",
+        ),
+    ] {
+        for json in [&[][..], &[Field::Args]] {
+            assert_eq!(message(args, json).unwrap_err(), words);
+        }
+    }
+    let body = message(" [1, 2]", &[Field::Args]).unwrap();
+    assert!(body.starts_with("[ [1, 2],{},"), "{body}");
+    assert_eq!(message("null", &[Field::Args]), message("null", &[]));
+    assert_eq!(
+        message("[1,]", &[Field::Kwargs]).unwrap_err(),
+        "args is not JSON (at byte 3)"
+    );
 }

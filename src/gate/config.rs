@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+use crate::replication::Target;
 
 /// `[gate]`
 #[derive(Clone, Debug, Deserialize)]
@@ -16,6 +18,22 @@ pub struct Config {
     /// After this long at the gate a task is counted and warned of; it is never dispatched early.
     #[serde(deserialize_with = "crate::units::duration")]
     pub timeout: Duration,
+}
+
+impl Config {
+    /// Where the standbys are. `password` is for a URL that has none.
+    ///
+    /// # Errors
+    /// What is wrong with a URL, in words that repeat no secret.
+    pub fn targets(
+        &self,
+        password: Option<&SecretString>,
+    ) -> impl Iterator<Item = Result<Target, String>> {
+        self.replicas.iter().map(move |url| {
+            let target = Target::parse(url.expose_secret(), None)?;
+            Ok(target.or_password(password.cloned()).in_recovery_too())
+        })
+    }
 }
 
 impl Default for Config {

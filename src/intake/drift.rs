@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tracing::{error, warn};
 
 use super::Intake;
-use super::session::{check, refuse};
+use super::session::{Warned, check, refuse};
 use crate::preflight::{self, Facts};
 use crate::replication::{Error, Place, Policy, open_sql};
 
@@ -28,13 +28,13 @@ pub(super) enum Seen {
 }
 
 /// Watches until the receiver is dropped.
-pub(super) fn watch(intake: Intake, facts: Facts) -> mpsc::Receiver<Seen> {
+pub(super) fn watch(intake: Intake, facts: Facts, mut warned: Warned) -> mpsc::Receiver<Seen> {
     let (seen, sees) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
             let Err(error) = tokio::select! {
                 () = seen.closed() => return,
-                ended = look(&intake, &facts) => ended,
+                ended = look(&intake, &facts, &mut warned) => ended,
             };
             let is_leaving = match error.sqlstate() {
                 Some(sqlstate) => matches!(sqlstate, "57P01" | "57P03"),
@@ -65,18 +65,32 @@ pub(super) fn watch(intake: Intake, facts: Facts) -> mpsc::Receiver<Seen> {
 }
 
 /// Looks again and again, until the connection ends or something has changed.
-async fn look(intake: &Intake, facts: &Facts) -> Result<std::convert::Infallible, Error> {
-    let (sql, connection) = open_sql(&intake.target, "aftercommit watch").await?;
-    let looks = async {
-        loop {
+///
+/// Each look has a connection of its own, which is kept until the next: a server in smart shutdown waits for its clients,
+/// and the only sign is that it takes no new ones (57P03).
+async fn look(
+    intake: &Intake,
+    facts: &Facts,
+    warned: &mut Warned,
+) -> Result<std::convert::Infallible, Error> {
+    let mut seen = true; // by the preflight
+    loop {
+        let (sql, connection) = open_sql(&intake.target, "aftercommit watch").await?;
+        let looked = async {
+            if !seen {
+                let now = check(intake, &sql, warned).await?;
+                refuse(preflight::drift(facts, &now), warned)?;
+            }
             tokio::time::sleep(INTERVAL).await;
-            let now = check(intake, &sql).await?;
-            refuse(preflight::drift(facts, &now))?;
+            Ok::<(), Error>(())
+        };
+        tokio::select! {
+            biased;
+            ended = connection => {
+                return Err(ended.err().unwrap_or_else(|| Error::closed(Place::Sql)));
+            }
+            looked = looked => looked?,
         }
-    };
-    tokio::select! {
-        biased;
-        ended = connection => Err(ended.err().unwrap_or_else(|| Error::closed(Place::Sql))),
-        changed = looks => changed,
+        seen = false;
     }
 }

@@ -27,8 +27,8 @@ const STAND_BY: BackoffRange = BackoffRange {
     min: Duration::from_secs(1),
     max: Duration::from_secs(2),
 };
-/// A session that lasted for so long was a good one: the next pause is the shortest again. A server that accepts us and
-/// fails on the same transaction each time is not asked to decode it ten times a second.
+/// A session that moved the slot, or lasted for so long, was a good one: the next pause is the shortest again. A server
+/// that accepts us and fails on the same transaction each time is not asked to decode it ten times a second.
 const STEADY: Duration = Duration::from_secs(10);
 
 /// What the intake needs to know.
@@ -175,10 +175,11 @@ impl Intake {
                     (reconnect.attempts() > 0 || stand_by.attempts() > 0)
                         .then(|| info!("connected again"));
                     stand_by.reset();
-                    let since = Instant::now();
-                    let watch = drift::watch(self.clone(), facts);
+                    let (since, before) = (Instant::now(), *channels.confirmed.borrow());
+                    let watch = drift::watch(self.clone(), facts, history.warned.clone());
                     let ended = pump::run(open, watch, &mut channels, std::thread::sleep).await;
-                    if since.elapsed() >= STEADY {
+                    let moved = *channels.confirmed.borrow() != before;
+                    if moved || since.elapsed() >= STEADY {
                         reconnect.reset();
                     }
                     match ended {

@@ -22,14 +22,18 @@ use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::stream::{Chunk, Stream};
 use crate::replication::{Error, Place, Policy, Stop};
 
-/// How often news is confirmed. More often would only make the server write the slot more often.
-const STATUS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often news is confirmed. It bounds what comes again after a crash. To the server an update is cheap: it writes the
+/// slot to disk only when the slot's restart point moves.
+const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A status update is sent at least this often: well within the session's wal_sender_timeout of 60 s.
 const STATUS_AT_LEAST: Duration = Duration::from_secs(10);
 /// Answers to keepalives that demand one are no closer together: a server in shutdown sends tens of thousands a second.
 const REPLY_SPACING: Duration = Duration::from_millis(20);
-/// So many demands within [`STATUS_INTERVAL`] mean that the server is shutting down and waits for us.
+/// So many demands within [`DEMANDS_WITHIN`] mean that the server is shutting down and waits for us: it sends the next
+/// as soon as it has an answer to the last. Otherwise one comes each half of its wal_sender_timeout.
 const DEMANDS_AT_SHUTDOWN: u32 = 20;
+/// The time over which demands are counted.
+const DEMANDS_WITHIN: Duration = Duration::from_secs(1);
 /// A server that has been silent for so long, though asked, is gone.
 const SILENCE: Duration = Duration::from_secs(35);
 /// How long a server that is shutting down is kept waiting for what is in flight.
@@ -51,8 +55,10 @@ struct Pump<S> {
     sent_at: Instant,
     next_status: Instant,
     heard_at: Instant,
-    /// Keepalives since the last tick that demanded a reply.
-    demands: u32,
+    /// A keepalive has demanded an answer, which it has not had yet.
+    owes_reply: bool,
+    /// Keepalives that demanded an answer since the time beside it.
+    demands: (u32, Instant),
     /// When the session ends, once the server is known to shut down.
     leave_at: Option<Instant>,
 }
@@ -80,7 +86,8 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         sent_at: now,
         next_status: now,
         heard_at: now,
-        demands: 0,
+        owes_reply: false,
+        demands: (0, now),
         leave_at: None,
     };
     channels.line.send_replace(Line::Up(session));
@@ -189,7 +196,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 }) => {
                     self.received = self.received.max(wal_end);
                     if reply_requested {
-                        self.demands += 1;
+                        self.demanded();
                         self.next_status = self.next_status.min(self.sent_at + REPLY_SPACING);
                     }
                     match items.last_mut() {
@@ -202,10 +209,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         Ok(items)
     }
 
+    /// A keepalive demands an answer.
+    fn demanded(&mut self) {
+        self.owes_reply = true;
+        let (demands, since) = &mut self.demands;
+        if since.elapsed() > DEMANDS_WITHIN {
+            (*demands, *since) = (0, Instant::now());
+        }
+        *demands += 1;
+    }
+
     /// The status timer.
     async fn tick(&mut self, channels: &Channels, blocked: bool) -> Result<(), Error> {
         let now = Instant::now();
-        if self.demands >= DEMANDS_AT_SHUTDOWN {
+        if self.demands.0 >= DEMANDS_AT_SHUTDOWN {
             self.leave();
         }
         if blocked {
@@ -221,10 +238,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         let due = now.duration_since(self.sent_at) + STATUS_INTERVAL > STATUS_AT_LEAST;
         // To end at a position we must hear that the server has come so far.
         let ask = silent >= STATUS_AT_LEAST || self.session.until.is_some();
-        if news || due || ask || self.demands > 0 {
+        if news || due || ask || self.owes_reply {
             self.send_status(channels, ask).await?;
         }
-        self.demands = 0;
+        self.owes_reply = false;
         let next = now + STATUS_INTERVAL;
         self.next_status = self.leave_at.map_or(next, |at| next.min(at));
         Ok(())

@@ -1,5 +1,7 @@
 //! Opening a session: preflight, walsender, identity, START_REPLICATION.
 
+use std::collections::HashSet;
+
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
@@ -21,7 +23,15 @@ pub(super) struct History {
     sessions: u64,
     /// `--until`, once it is known as a position.
     until: Option<Lsn>,
+    /// Where the slot stood when the last session began.
+    stood: Lsn,
+    /// Warnings that are in the log already.
+    pub warned: Warned,
 }
+
+/// Warnings that are in the log already: what stays as it is, is told once.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Warned(HashSet<String>);
 
 /// A session that streams.
 pub(super) struct Open<S> {
@@ -37,7 +47,7 @@ pub(super) async fn open(
     channels: &Channels,
 ) -> Result<(Open<Socket>, Facts), Error> {
     let sql = connect_sql(&intake.target, APPLICATION_NAME).await?;
-    let facts = check(intake, &sql).await?;
+    let facts = check(intake, &sql, &mut history.warned).await?;
     let mut walsender = Walsender::connect(&intake.target, APPLICATION_NAME).await?;
     let system = walsender.identify_system().await?;
     let identity = (system.system_id, system.timeline);
@@ -50,7 +60,16 @@ pub(super) async fn open(
         }
         history.identity = Some(identity);
         history.generation += 1;
+    } else if slot_position(&facts) > history.stood.max(channels.confirmed.borrow().lsn.lsn()) {
+        // What we know of transactions is stale: one that was cut in the middle was taken whole by another, and will not
+        // come again.
+        warn!(
+            slot = %intake.slot,
+            "the slot stands further than we confirmed: another daemon has read on meanwhile; starting from the slot's own position"
+        );
+        history.generation += 1;
     }
+    history.stood = slot_position(&facts);
     if history.until.is_none() {
         history.until = match intake.until {
             Some(Until::Now) => Some(system.xlog_pos),
@@ -71,7 +90,8 @@ pub(super) async fn open(
         .await?;
     let pid = i32::try_from(copy.backend_pid).unwrap_or_default();
     let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
-    refuse(findings.map_err(|error| Error::sql("the walsender's state", error))?)?;
+    let findings = findings.map_err(|error| Error::sql("the walsender's state", error))?;
+    refuse(findings, &mut history.warned)?;
     history.sessions += 1;
     let session = Session {
         number: history.sessions,
@@ -92,11 +112,22 @@ pub(super) async fn open(
     Ok((open, facts))
 }
 
-/// The preflight: logs each warning; the fatal findings are the error.
-pub(super) async fn check(intake: &Intake, sql: &Client) -> Result<Facts, Error> {
+/// Up to where the slot is confirmed.
+fn slot_position(facts: &Facts) -> Lsn {
+    let slot = facts.slot.as_ref();
+    let position = slot.and_then(|slot| slot.confirmed_flush_lsn.as_deref()?.parse().ok());
+    position.unwrap_or_default()
+}
+
+/// The preflight: logs each new warning; the fatal findings are the error.
+pub(super) async fn check(
+    intake: &Intake,
+    sql: &Client,
+    warned: &mut Warned,
+) -> Result<Facts, Error> {
     let report = preflight::preflight(sql, &expectation(intake)).await;
     let report = report.map_err(|error| Error::sql("the preflight", error))?;
-    refuse(report.findings)?;
+    refuse(report.findings, warned)?;
     Ok(report.facts)
 }
 
@@ -104,10 +135,15 @@ fn expectation(intake: &Intake) -> Expectation {
     Expectation::new(&intake.columns, &intake.slot, &intake.publication)
 }
 
-/// Warnings go to the log; fatal findings, told together, are the error.
-pub(super) fn refuse(findings: Vec<Finding>) -> Result<(), Error> {
+/// New warnings go to the log; fatal findings, told together, are the error.
+pub(super) fn refuse(findings: Vec<Finding>, warned: &mut Warned) -> Result<(), Error> {
     let Some(class) = preflight::worst(&findings) else {
-        findings.iter().for_each(|finding| warn!("{finding}"));
+        for words in findings.iter().map(Finding::to_string) {
+            if !warned.0.contains(&words) {
+                warn!("{words}");
+                warned.0.insert(words);
+            }
+        }
         return Ok(());
     };
     let fatal = findings

@@ -232,10 +232,13 @@ impl Assembler {
             self.others.insert(relation.id);
             return Ok(());
         }
-        let names: Vec<_> = relation.columns().map(|column| column.name).collect();
+        let columns = relation.columns();
+        let columns: Vec<_> = columns
+            .map(|column| (column.name, column.type_id))
+            .collect();
         let layout = self
             .columns
-            .layout(&names)
+            .layout(&columns)
             .map_err(|error| AssembleError::Layout {
                 commit_lsn: self.commit_lsn(),
                 source: Box::new(error),
@@ -275,6 +278,7 @@ impl Assembler {
         Ok(Some(Task::new(
             row,
             spans,
+            layout.json(),
             position,
             transaction.committed_at,
         )))

@@ -7,7 +7,7 @@ use std::fmt;
 
 use super::config::{Config, Preset};
 use super::table::{ParseTableNameError, TableName};
-use super::task::Field;
+use super::task::{Field, FieldSet};
 use crate::near;
 
 /// The outbox table, and the name of the column for each field.
@@ -57,6 +57,9 @@ fn did_you_mean<T: AsRef<str>>(near: &Option<T>) -> String {
         .map(|near| format!("; did you mean {:?}?", near.as_ref()))
         .unwrap_or_default()
 }
+
+/// OIDs of the types json and jsonb (`pg_type.dat` of Postgres). A domain over them has an OID of its own.
+const JSON_TYPES: [u32; 2] = [114, 3802];
 
 /// Every task has these: they are never NULL.
 pub(super) const REQUIRED: [Field; 2] = [Field::Id, Field::Task];
@@ -169,19 +172,26 @@ impl Columns {
         mapped.is_some_and(|mapped| mapped.source != Source::OwnName) || REQUIRED.contains(&field)
     }
 
-    /// Finds the fields among the columns of the table, given in the table's order.
+    /// Finds the fields among the columns of the table: name and OID of the type, in the table's order.
     ///
     /// A column that is only looked for because it has a field's own name may be missing, unless no task is without
     /// that field.
     ///
     /// # Errors
     /// A column is missing.
-    pub fn layout(&self, table_columns: &[&str]) -> Result<Layout, LayoutError> {
+    pub fn layout(&self, table_columns: &[(&str, u32)]) -> Result<Layout, LayoutError> {
         let mut steps = Vec::new();
+        let mut json = FieldSet::default();
         for (field, mapped) in Field::ALL.into_iter().zip(&self.mapped) {
             let Some(mapped) = mapped else { continue };
-            match table_columns.iter().position(|name| *name == mapped.column) {
-                Some(index) => steps.push((index, field)),
+            let mut columns = table_columns.iter().enumerate();
+            match columns.find(|(_, (name, _))| *name == mapped.column) {
+                Some((index, (_, type_id))) => {
+                    steps.push((index, field));
+                    if JSON_TYPES.contains(type_id) {
+                        json.insert(field);
+                    }
+                }
                 None if !self.is_required(field) => {}
                 None => {
                     return Err(LayoutError {
@@ -198,11 +208,12 @@ impl Columns {
         Ok(Layout {
             column_count: table_columns.len(),
             steps: steps.into(),
+            json,
         })
     }
 
     /// Columns of the table that hold no field.
-    fn unmapped<'a>(&self, table_columns: &[&'a str]) -> impl Iterator<Item = &'a str> {
+    fn unmapped<'a>(&self, table_columns: &[(&'a str, u32)]) -> impl Iterator<Item = &'a str> {
         let mapped = |name: &str| {
             Field::ALL
                 .into_iter()
@@ -210,7 +221,7 @@ impl Columns {
         };
         table_columns
             .iter()
-            .copied()
+            .map(|(name, _)| *name)
             .filter(move |name| !mapped(name))
     }
 }
@@ -263,12 +274,18 @@ pub struct Layout {
     column_count: usize,
     /// Index of a column and the field that it holds, in the order of the columns; a column may hold several fields.
     steps: Box<[(usize, Field)]>,
+    json: FieldSet,
 }
 
 impl Layout {
     /// Number of columns in a row.
     pub fn column_count(&self) -> usize {
         self.column_count
+    }
+
+    /// The fields whose column is of type json or jsonb.
+    pub fn json(&self) -> FieldSet {
+        self.json
     }
 
     /// Index of a column and the field that it holds, in the order of the columns.
@@ -297,12 +314,17 @@ mod tests {
         Columns::new(&config(preset, map)).unwrap()
     }
 
+    /// Columns of type text.
+    fn texts<'a>(names: &[&'a str]) -> Vec<(&'a str, u32)> {
+        names.iter().map(|name| (*name, 25)).collect()
+    }
+
     const DEBEZIUM: [&str; 5] = ["id", "aggregatetype", "aggregateid", "type", "payload"];
 
     #[test]
     fn a_field_is_in_the_column_of_its_own_name() {
         let columns = columns(None, &[]);
-        let layout = columns.layout(&["created_at", "task", "id", "run_at"]);
+        let layout = columns.layout(&texts(&["created_at", "task", "id", "run_at"]));
         let steps = [(1, Field::Task), (2, Field::Id), (3, Field::RunAt)];
         assert_eq!(layout.unwrap().steps(), steps);
         assert_eq!(columns.column(Field::RunAt), Some("run_at"));
@@ -313,7 +335,7 @@ mod tests {
     fn a_preset_is_the_whole_map() {
         let columns = columns(Some(Preset::Debezium), &[]);
         let table = [&DEBEZIUM[..], &["headers", "run_at"]].concat();
-        let layout = columns.layout(&table).unwrap();
+        let layout = columns.layout(&texts(&table)).unwrap();
         assert_eq!(layout.column_count(), 7);
         assert_eq!(
             layout.steps(),
@@ -333,7 +355,7 @@ mod tests {
             Some(Preset::Debezium),
             &[("queue", ""), ("run_at", "due"), ("key", "id")],
         );
-        let layout = columns.layout(&[&DEBEZIUM[..], &["due"]].concat());
+        let layout = columns.layout(&texts(&[&DEBEZIUM[..], &["due"]].concat()));
         assert_eq!(
             layout.unwrap().steps(),
             [
@@ -354,6 +376,25 @@ mod tests {
         assert_eq!(columns.column(Field::Payload), None);
         assert_eq!(columns.column(Field::Key), Some("id"));
         assert_eq!(columns.column(Field::Id), Some("id"));
+    }
+
+    #[test]
+    fn a_columns_type_vouches_for_its_json() {
+        // A domain over json, a jsonb, a text, a json that holds two fields.
+        let table = [
+            ("id", 2950),
+            ("task", 25),
+            ("args", 16_500),
+            ("kwargs", 3802),
+            ("headers", 25),
+            ("data", 114),
+        ];
+        let columns = columns(None, &[("payload", "data"), ("options", "data")]);
+        let json = columns.layout(&table).unwrap().json();
+        let expected = [Field::Kwargs, Field::Payload, Field::Options];
+        for field in Field::ALL {
+            assert_eq!(json.contains(field), expected.contains(&field), "{field:?}");
+        }
     }
 
     #[test]
@@ -384,7 +425,7 @@ mod tests {
                  add it, or map another in [outbox.columns]",
             ),
         ] {
-            let error = columns.layout(table).unwrap_err();
+            let error = columns.layout(&texts(table)).unwrap_err();
             assert_eq!(error.to_string(), words);
         }
     }

@@ -10,4 +10,4 @@ pub use assembler::{AssembleError, Assembler, Event};
 pub use columns::{Columns, ColumnsError, Layout, LayoutError};
 pub use config::Config;
 pub use table::{ParseTableNameError, TableName};
-pub use task::{Field, Position, Spans, Task};
+pub use task::{Field, FieldSet, Position, Spans, Task};

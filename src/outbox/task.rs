@@ -93,6 +93,30 @@ impl Field {
     }
 }
 
+/// A set of fields.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FieldSet(u16);
+
+impl FieldSet {
+    /// Adds a field.
+    pub fn insert(&mut self, field: Field) {
+        self.0 |= 1 << field as u16;
+    }
+
+    /// Whether a field is in it.
+    pub fn contains(self, field: Field) -> bool {
+        self.0 & 1 << field as u16 != 0
+    }
+}
+
+impl FromIterator<Field> for FieldSet {
+    fn from_iter<I: IntoIterator<Item = Field>>(fields: I) -> FieldSet {
+        let mut set = FieldSet::default();
+        fields.into_iter().for_each(|field| set.insert(field));
+        set
+    }
+}
+
 /// Start and end of a field's text in the row; `None` is SQL NULL, or a field that the table does not have.
 pub type Spans = [Option<(u32, u32)>; Field::ALL.len()];
 
@@ -104,6 +128,7 @@ pub type Spans = [Option<(u32, u32)>; Field::ALL.len()];
 pub struct Task {
     row: Bytes,
     spans: Spans,
+    json: FieldSet,
     /// Where the row stands in the order of commits.
     pub position: Position,
     /// When its transaction committed, by the server's clock.
@@ -111,19 +136,27 @@ pub struct Task {
 }
 
 impl Task {
-    /// Builds a task from a row's bytes and the places of its fields.
+    /// Builds a task from a row's bytes and the places of its fields. `json` are those in columns of type json or jsonb.
     ///
     /// The caller has checked that every field is UTF-8. A span that lies outside of the row reads as NULL.
-    pub fn new(row: Bytes, spans: Spans, position: Position, committed_at: Timestamp) -> Task {
+    pub fn new(
+        row: Bytes,
+        spans: Spans,
+        json: FieldSet,
+        position: Position,
+        committed_at: Timestamp,
+    ) -> Task {
         Task {
             row,
             spans,
+            json,
             position,
             committed_at,
         }
     }
 
-    /// Builds a task from field values; for tests, and for rows that do not come from the stream.
+    /// Builds a task from field values; for tests, and for rows that do not come from the stream. Nobody vouches for the
+    /// syntax of its JSON.
     pub fn from_fields<'a>(
         fields: impl IntoIterator<Item = (Field, &'a str)>,
         position: Position,
@@ -136,7 +169,13 @@ impl Task {
             row.extend_from_slice(value.as_bytes());
             spans[field as usize] = Some((start, row.len() as u32));
         }
-        Task::new(row.into(), spans, position, committed_at)
+        Task::new(
+            row.into(),
+            spans,
+            FieldSet::default(),
+            position,
+            committed_at,
+        )
     }
 
     /// A field's bytes as Postgres wrote them (text format, UTF-8); `None` for NULL.
@@ -146,6 +185,11 @@ impl Task {
             start: start as usize,
             end: end as usize,
         })
+    }
+
+    /// Whether the field's column is of type json or jsonb, so that its text is well-formed JSON: Postgres has checked it.
+    pub fn is_json(&self, field: Field) -> bool {
+        self.json.contains(field)
     }
 
     /// A field as text; `None` for NULL.

@@ -62,6 +62,12 @@ fn route(pattern: &str) -> route::Config {
 }
 
 fn start(gated: bool, tasks: u64) -> Bench {
+    let (relay, bench) = build(gated, tasks);
+    bench(tokio::spawn(relay.run()))
+}
+
+/// A relay that does not run yet, and its bench for when it does.
+fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Bench) {
     let (batches, from_intake) = mpsc::channel(2);
     let (line, stands) = watch::channel(Line::Down);
     let (confirmed_in, confirmed) = watch::channel(Confirmation::default());
@@ -98,7 +104,7 @@ fn start(gated: bool, tasks: u64) -> Bench {
             signals: signalled,
         },
     );
-    Bench {
+    let bench = move |running| Bench {
         batches,
         line: Some(line),
         confirmed,
@@ -109,8 +115,9 @@ fn start(gated: bool, tasks: u64) -> Bench {
         gates,
         in_flight: (0..4).map(|_| VecDeque::new()).collect(),
         arrived: Vec::new(),
-        relay: tokio::spawn(relay.run()),
-    }
+        relay: running,
+    };
+    (relay, bench)
 }
 
 /// Numbered by its commit's LSN, and committed under this transaction id.

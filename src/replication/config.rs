@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+
+use super::target::Target;
 
 /// `[postgres]`
 #[derive(Clone, Debug, Deserialize)]
@@ -24,6 +26,17 @@ pub struct Config {
     /// The publication.
     #[serde(default = "default_name")]
     pub publication: String,
+}
+
+impl Config {
+    /// Where the primary is.
+    ///
+    /// # Errors
+    /// What is wrong with the URL, in words that repeat no secret.
+    pub fn target(&self) -> Result<Target, String> {
+        let url = self.url.as_ref().ok_or("the primary has no URL")?;
+        Target::parse(url.expose_secret(), self.password.clone())
+    }
 }
 
 fn default_name() -> String {

@@ -87,13 +87,18 @@ impl fmt::Display for ServerMessage {
             _ => write!(f, "{} (SQLSTATE {})", self.message, self.sqlstate),
         }?;
         if let (Some(detail), false) = (&self.detail, matches!(self.class(), "22" | "23")) {
-            write!(f, "; {detail}")?;
+            write!(f, "; {}", without_stop(detail))?;
         }
         if let Some(hint) = &self.hint {
-            write!(f, "; hint: {hint}")?;
+            write!(f, "; hint: {}", without_stop(hint))?;
         }
         Ok(())
     }
+}
+
+/// Details and hints are sentences; here they stand inside of one.
+fn without_stop(sentence: &str) -> &str {
+    sentence.strip_suffix('.').unwrap_or(sentence)
 }
 
 #[cfg(test)]
@@ -118,6 +123,15 @@ mod tests {
         assert_eq!(read, expected);
         assert_eq!(ServerMessage::parse(b"C42704\0Mcut off").sqlstate, "42704");
         assert_eq!(ServerMessage::parse(b""), ServerMessage::default());
+    }
+
+    #[test]
+    fn sentences_are_joined_into_one() {
+        let read = ServerMessage::parse(b"C55000\0Mskipped\0DIt does not exist.\0HCreate it.\0\0");
+        assert_eq!(
+            read.to_string(),
+            "skipped (SQLSTATE 55000); It does not exist; hint: Create it"
+        );
     }
 
     proptest! {

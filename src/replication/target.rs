@@ -153,6 +153,13 @@ impl Target {
         })
     }
 
+    /// The same server, with this password if it has none yet.
+    #[must_use]
+    pub fn or_password(mut self, password: Option<SecretString>) -> Target {
+        self.password = self.password.or(password);
+        self
+    }
+
     /// The same server, accepted also while it is in recovery: for a standby that workers read from.
     #[must_use]
     pub fn in_recovery_too(mut self) -> Target {

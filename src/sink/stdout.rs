@@ -16,8 +16,8 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _, Stdout as Handle};
 use tokio::time::timeout;
 
 use super::{Cause, Delivery, Outage, Outcome, Sink};
-use crate::envelope::json::{self, Dialect, Kind};
-use crate::envelope::{Unfit, decode_bytea, kombu};
+use crate::envelope::json::{self, Kind};
+use crate::envelope::{Unfit, check_json, decode_bytea, kombu};
 use crate::outbox::{Field, Task};
 use crate::pg::{Moment, Rfc3339};
 
@@ -141,11 +141,11 @@ fn write_line(out: &mut Vec<u8>, task: &Task) -> Result<(), Unfit> {
         json::write_string(out, field.name());
         out.push(b':');
         match field {
-            Field::Args => splice(out, field, bytes, Some(Kind::Array))?,
+            Field::Args => splice(out, task, field, bytes, Some(Kind::Array))?,
             Field::Kwargs | Field::Headers | Field::Options => {
-                splice(out, field, bytes, Some(Kind::Object))?
+                splice(out, task, field, bytes, Some(Kind::Object))?
             }
-            Field::Payload => splice(out, field, bytes, None)?,
+            Field::Payload => splice(out, task, field, bytes, None)?,
             Field::Body => {
                 let body = decode_bytea(bytes).ok_or(Unfit::new(
                     "body must be a bytea column (in hexadecimal form)",
@@ -180,6 +180,7 @@ fn write_line(out: &mut Vec<u8>, task: &Task) -> Result<(), Unfit> {
 
 fn splice(
     out: &mut Vec<u8>,
+    task: &Task,
     field: Field,
     text: &[u8],
     expected: Option<Kind>,
@@ -190,7 +191,7 @@ fn splice(
         (Some(expected), _) => expected,
         (None, found) => found.unwrap_or(Kind::Object),
     };
-    json::check(text, expected, Dialect::Strict)
+    check_json(task, field, expected)
         .map_err(|defect| Unfit::new(format!("{} {defect}", field.name())))?;
     json::write_on_one_line(out, text);
     Ok(())

@@ -2,18 +2,18 @@
 
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aftercommit::outbox::{Field, Position, Task};
 use aftercommit::pg::Timestamp;
-use aftercommit::sink::celery::{Config, Redis};
+use aftercommit::sink::celery::{Config, Redis as Celery};
 use aftercommit::sink::{Outcome, Sink as _};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
-use crate::redis_server::RedisServer;
+use crate::support::port::free_port;
+use crate::support::redis::{Options, Redis};
 
 fn task(id: &str, fields: &[(Field, &str)]) -> Task {
     let standard = [(Field::Id, id), (Field::Task, "app.tasks.work")];
@@ -25,32 +25,24 @@ fn config(settings: Value) -> Config {
     serde_json::from_value(settings).expect("settings")
 }
 
-fn open(url: &str) -> Redis {
+fn open(url: &str) -> Celery {
     config(json!({"broker_url": url, "timeout": "2s"}))
         .open()
         .expect("a sink")
 }
 
-fn sink(server: &RedisServer) -> Redis {
-    open(&format!("redis://127.0.0.1:{}", server.port))
+fn sink(server: &Redis) -> Celery {
+    open(&format!("redis://127.0.0.1:{}", server.port()))
 }
 
-async fn outage(sink: &mut Redis) -> String {
+async fn outage(sink: &mut Celery) -> String {
     let tasks = [task("x", &[])];
     let outage = sink.deliver(&tasks).await.expect_err("an outage");
     outage.to_string()
 }
 
-async fn deliver(sink: &mut Redis, tasks: &[Task]) -> Vec<Outcome> {
+async fn deliver(sink: &mut Celery, tasks: &[Task]) -> Vec<Outcome> {
     sink.deliver(tasks).await.expect("no outage")
-}
-
-fn run(server: &RedisServer, command: &[&str]) {
-    let (name, arguments) = command.split_first().expect("a command");
-    redis::cmd(name)
-        .arg(arguments)
-        .exec(&mut server.connect())
-        .expect(name);
 }
 
 fn words(outcome: &Outcome) -> String {
@@ -63,8 +55,8 @@ fn words(outcome: &Outcome) -> String {
 
 #[tokio::test]
 async fn queues_priorities_prefix_and_separator_name_the_list() {
-    let server = RedisServer::start(&[]);
-    let url = format!("redis://127.0.0.1:{}/3", server.port);
+    let server = Redis::start();
+    let url = format!("redis://127.0.0.1:{}/3", server.port());
     let settings = json!({
         "broker_url": url, "queue": "standard", "global_keyprefix": "app:", "sep": "|", "priority_steps": [0, 5],
     });
@@ -83,23 +75,7 @@ async fn queues_priorities_prefix_and_separator_name_the_list() {
             .iter()
             .all(|o| *o == Outcome::Delivered)
     );
-    let list = |key: &str| -> Vec<String> {
-        let mut connection = server.connect();
-        redis::cmd("SELECT").arg(3).exec(&mut connection).unwrap();
-        let messages: Vec<String> = redis::cmd("LRANGE")
-            .arg(key)
-            .arg(0)
-            .arg(-1)
-            .query(&mut connection)
-            .unwrap();
-        let id = |m: &String| {
-            serde_json::from_str::<Value>(m).unwrap()["headers"]["id"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        };
-        messages.iter().rev().map(id).collect()
-    };
+    let list = |key: &str| server.ids(3, key);
     assert_eq!(list("app:standard"), ["1", "4", "6"]);
     assert_eq!(list("app:standard|5"), ["2"]);
     assert_eq!(list("app:high"), ["3"]);
@@ -108,7 +84,7 @@ async fn queues_priorities_prefix_and_separator_name_the_list() {
 
 #[tokio::test]
 async fn a_named_exchange_finds_its_queues_by_their_bindings() {
-    let server = RedisServer::start(&[]);
+    let server = Redis::start();
     let mut sink = sink(&server);
     let fields =
         |exchange: &str, key: &str| json!({"exchange": exchange, "routing_key": key}).to_string();
@@ -123,24 +99,18 @@ async fn a_named_exchange_finds_its_queues_by_their_bindings() {
         .enumerate()
         .map(|(n, options)| task(&n.to_string(), &[(Field::Options, options)]))
         .collect();
-    run(
-        &server,
-        &[
-            "SADD",
-            "_kombu.binding.topic",
-            "a.#\x06\x16^a\\..*?$\x06\x16q1",
-            "*.b\x06\x16^x$\x06\x16q2",
-        ],
-    );
-    run(
-        &server,
-        &[
-            "SADD",
-            "_kombu.binding.direct",
-            "rk\x06\x16\x06\x16q3",
-            "other\x06\x16\x06\x16q4",
-        ],
-    );
+    server.run(&[
+        "SADD",
+        "_kombu.binding.topic",
+        "a.#\x06\x16^a\\..*?$\x06\x16q1",
+        "*.b\x06\x16^x$\x06\x16q2",
+    ]);
+    server.run(&[
+        "SADD",
+        "_kombu.binding.direct",
+        "rk\x06\x16\x06\x16q3",
+        "other\x06\x16\x06\x16q4",
+    ]);
     let outcomes = deliver(&mut sink, &tasks).await;
     assert!(outcomes[..2].iter().all(|o| *o == Outcome::Delivered));
     for unbound in &outcomes[2..] {
@@ -148,32 +118,30 @@ async fn a_named_exchange_finds_its_queues_by_their_bindings() {
         assert!(words.starts_with("retry: no queue is bound"), "{words}");
     }
     assert_eq!(
-        (server.ids("q1"), server.ids("q2"), server.ids("q3")),
+        (
+            server.ids(0, "q1"),
+            server.ids(0, "q2"),
+            server.ids(0, "q3")
+        ),
         (vec!["0".into()], vec!["0".into()], vec!["1".into()])
     );
-    assert!(server.ids("q4").is_empty());
+    assert!(server.ids(0, "q4").is_empty());
     // Each copy has a delivery tag of its own.
-    let tag = |list| {
-        serde_json::from_str::<Value>(&server.list(list)[0]).unwrap()["properties"]["delivery_tag"]
-            .clone()
-    };
+    let tag = |list| server.messages(0, list)[0]["properties"]["delivery_tag"].clone();
     assert_ne!(tag("q1"), tag("q2"));
     // A worker comes, and declares what was missing.
-    run(
-        &server,
-        &["SADD", "_kombu.binding.nobody", "x\x06\x16\x06\x16q5"],
-    );
+    server.run(&["SADD", "_kombu.binding.nobody", "x\x06\x16\x06\x16q5"]);
     let deadline = Instant::now() + Duration::from_secs(10);
     while deliver(&mut sink, &tasks[3..]).await != [Outcome::Delivered] {
         assert!(Instant::now() < deadline, "the new binding is not seen");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(server.ids("q5"), ["3"]);
+    assert_eq!(server.ids(0, "q5"), ["3"]);
 }
 
 #[tokio::test]
 async fn a_server_that_refuses_is_an_outage_and_burns_nobody() {
-    let server = RedisServer::start(&[]);
+    let server = Redis::start();
     let mut sink = sink(&server);
     for (switch, back, expected) in [
         (
@@ -197,14 +165,14 @@ async fn a_server_that_refuses_is_an_outage_and_burns_nobody() {
             "lacks rights",
         ),
     ] {
-        run(&server, switch);
+        server.run(switch);
         let words = outage(&mut sink).await;
         assert!(words.contains(expected), "{switch:?}: {words}");
         assert!(
-            words.contains(&format!("redis://127.0.0.1:{}/0", server.port)),
+            words.contains(&format!("redis://127.0.0.1:{}/0", server.port())),
             "{words}"
         );
-        run(&server, back);
+        server.run(back);
         assert_eq!(
             deliver(&mut sink, &[task(expected, &[])]).await,
             [Outcome::Delivered],
@@ -212,23 +180,23 @@ async fn a_server_that_refuses_is_an_outage_and_burns_nobody() {
         );
     }
     assert_eq!(
-        server.ids("celery").len(),
+        server.ids(0, "celery").len(),
         4,
         "what was refused was not applied"
     );
     // Without MULTI each LPUSH would be applied by itself, again and again. An open connection can find that out only
     // by trying; a new one tries without a task.
-    run(&server, &["ACL", "SETUSER", "default", "-multi"]);
+    server.run(&["ACL", "SETUSER", "default", "-multi"]);
     for _ in 0..3 {
         let words = outage(&mut sink).await;
         assert!(words.contains("lacks rights"), "{words}");
     }
-    assert_eq!(server.ids("celery").len(), 5);
+    assert_eq!(server.ids(0, "celery").len(), 5);
 }
 
 #[tokio::test]
 async fn a_list_that_is_not_ours_harms_no_other() {
-    let server = RedisServer::start(&[]);
+    let server = Redis::start();
     let mut sink = sink(&server);
     let tasks = [
         task("1", &[]),
@@ -238,7 +206,7 @@ async fn a_list_that_is_not_ours_harms_no_other() {
         task("5", &[]),
     ];
     // Another program's key: the operator can mend it, so it is tried again.
-    run(&server, &["SET", "taken", "by another"]);
+    server.run(&["SET", "taken", "by another"]);
     let outcomes: Vec<String> = deliver(&mut sink, &tasks).await.iter().map(words).collect();
     for n in [1, 2] {
         assert!(
@@ -250,14 +218,11 @@ async fn a_list_that_is_not_ours_harms_no_other() {
         (outcomes[0].as_str(), outcomes[4].as_str()),
         ("delivered", "delivered")
     );
-    run(&server, &["FLUSHALL"]);
+    server.run(&["FLUSHALL"]);
 
     // Rights for some queues only: nothing of the transaction is applied, so it is sent again without that list.
-    run(
-        &server,
-        &["ACL", "SETUSER", "app", "on", ">pw", "~celery", "+@all"],
-    );
-    let mut sink = open(&format!("redis://app:pw@127.0.0.1:{}", server.port));
+    server.run(&["ACL", "SETUSER", "app", "on", ">pw", "~celery", "+@all"]);
+    let mut sink = open(&format!("redis://app:pw@127.0.0.1:{}", server.port()));
     let outcomes: Vec<String> = deliver(&mut sink, &tasks).await.iter().map(words).collect();
     for n in [1, 2] {
         assert!(
@@ -273,7 +238,7 @@ async fn a_list_that_is_not_ours_harms_no_other() {
         (outcomes[0].as_str(), outcomes[4].as_str()),
         ("delivered", "delivered")
     );
-    assert_eq!(server.ids("celery"), ["1", "5"]);
+    assert_eq!(server.ids(0, "celery"), ["1", "5"]);
 
     // The same for bindings that this user may not read.
     let options = r#"{"exchange": "x", "routing_key": "y"}"#;
@@ -285,12 +250,15 @@ async fn a_list_that_is_not_ours_harms_no_other() {
 
 #[tokio::test]
 async fn logs_in_with_password_user_and_over_a_unix_socket() {
-    let server = RedisServer::start(&["--requirepass", "p@ss", "--unixsocket", "redis.sock"]);
-    let (port, folder) = (server.port, server.folder().display().to_string());
+    let server = Redis::start_with(Options {
+        password: Some("p@ss"),
+        ..Options::default()
+    });
+    let (port, socket) = (server.port(), server.socket().display().to_string());
     for url in [
         format!("redis://:p%40ss@127.0.0.1:{port}"),
         format!("redis://default:p%40ss@localhost:{port}/1"),
-        format!("redis+socket://:p%40ss@{folder}/redis.sock?virtual_host=2"),
+        format!("redis+socket://:p%40ss@{socket}?virtual_host=2"),
     ] {
         let delivered = deliver(&mut open(&url), &[task("1", &[])]).await;
         assert_eq!(delivered, [Outcome::Delivered], "{url}");
@@ -310,7 +278,7 @@ async fn logs_in_with_password_user_and_over_a_unix_socket() {
             "DB index is out of range",
         ),
         (
-            format!("redis+socket://:p%40ss@{folder}/none.sock"),
+            format!("redis+socket://:p%40ss@{socket}.none"),
             "cannot be reached",
         ),
     ] {
@@ -322,10 +290,10 @@ async fn logs_in_with_password_user_and_over_a_unix_socket() {
         );
     }
     // Against a server without a password, one is too many.
-    let open_server = RedisServer::start(&[]);
+    let open_server = Redis::start();
     let words = outage(&mut open(&format!(
         "redis://:pw@127.0.0.1:{}",
-        open_server.port
+        open_server.port()
     )))
     .await;
     assert!(
@@ -336,56 +304,43 @@ async fn logs_in_with_password_user_and_over_a_unix_socket() {
 
 #[tokio::test]
 async fn a_stalled_server_is_an_outage_after_the_timeout() {
-    let server = RedisServer::start(&[]);
+    let server = Redis::start();
     let settings =
-        json!({"broker_url": format!("redis://127.0.0.1:{}", server.port), "timeout": "200ms"});
+        json!({"broker_url": format!("redis://127.0.0.1:{}", server.port()), "timeout": "200ms"});
     let mut sink = config(settings).open().unwrap();
     assert_eq!(
         deliver(&mut sink, &[task("1", &[])]).await,
         [Outcome::Delivered]
     );
-    let signal = |name: &str| {
-        let pid = server.pid().to_string();
-        assert!(
-            Command::new("kill")
-                .args([name, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
-    };
-    signal("-STOP");
+    server.stop();
     for _ in 0..2 {
         let words = outage(&mut sink).await;
         assert!(words.contains("has not answered within 200ms"), "{words}");
     }
-    signal("-CONT");
+    server.cont();
     assert_eq!(
         deliver(&mut sink, &[task("2", &[])]).await,
         [Outcome::Delivered]
     );
-    let ids = server.ids("celery");
+    let ids = server.ids(0, "celery");
     let first = |id: &str| ids.iter().position(|other| other == id);
     assert!(first("1") < first("2") && first("2").is_some(), "{ids:?}");
 }
 
 #[tokio::test]
 async fn an_idle_connection_that_was_closed_is_opened_again_in_silence() {
-    let server = RedisServer::start(&[]);
+    let server = Redis::start();
     let mut sink = sink(&server);
     for id in ["1", "2", "3"] {
         assert_eq!(
             deliver(&mut sink, &[task(id, &[])]).await,
             [Outcome::Delivered]
         );
-        run(
-            &server,
-            &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"],
-        );
+        server.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
         // The end of the stream is on its way through the kernel; there is nothing of ours to wait for.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert_eq!(server.ids("celery"), ["1", "2", "3"]);
+    assert_eq!(server.ids(0, "celery"), ["1", "2", "3"]);
 }
 
 #[tokio::test]
@@ -442,24 +397,17 @@ async fn rediss_trusts_what_the_url_says() {
     let folder = Arc::new(tempfile::tempdir().unwrap());
     certificates(folder.path());
     let file = |name: &str| folder.path().join(name).display().to_string();
-    let tls_port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-        .to_string();
-    let server = RedisServer::start(&[
-        "--tls-port",
-        &tls_port,
-        "--tls-cert-file",
-        &file("server.pem"),
-        "--tls-key-file",
-        &file("server.key"),
-        "--tls-ca-cert-file",
-        &file("ca.pem"),
-        "--tls-auth-clients",
-        "yes",
-    ]);
+    let tls_port = free_port().to_string();
+    let server = Redis::start_with(Options {
+        settings: &[
+            ("tls-port", &tls_port),
+            ("tls-cert-file", &file("server.pem")),
+            ("tls-key-file", &file("server.key")),
+            ("tls-ca-cert-file", &file("ca.pem")),
+            ("tls-auth-clients", "yes"),
+        ],
+        ..Options::default()
+    });
     let ours = format!(
         "ssl_certfile={}&ssl_keyfile={}",
         file("client.pem"),
@@ -489,7 +437,7 @@ async fn rediss_trusts_what_the_url_says() {
             );
         }
     }
-    assert_eq!(server.ids("celery").len(), 3 * 3 * 200);
+    assert_eq!(server.ids(0, "celery").len(), 3 * 3 * 200);
     for (host, options) in [
         ("127.0.0.1", format!("ssl_ca_certs={ca}&{ours}")),
         ("localhost", format!("ssl_ca_certs={other}&{ours}")),
@@ -558,14 +506,4 @@ fn settings_that_do_not_do_are_named() {
             .expect_err(&settings.to_string());
         assert!(error.to_string().contains(expected), "{settings}: {error}");
     }
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    writeln!(file, "redis://:s3cret@localhost/one").unwrap();
-    let settings = config(json!({"broker_url_file": file.path()}));
-    settings.validate().expect("the file is not looked into");
-    let error = settings.open().err().expect("a bad URL").to_string();
-    assert!(
-        error.contains("broker_url_file must end in a database number")
-            && !error.contains("s3cret"),
-        "{error}"
-    );
 }

@@ -60,7 +60,7 @@ fn check_tells_what_a_configuration_says() {
 note: app.toml:7: retention = \"keep\" takes effect with the hold table; until then settled rows stay in the outbox
 ok: app.toml
   postgres  slot aftercommit, publication aftercommit
-  outbox    aftercommit.outbox, retention keep
+  outbox    aftercommit.outbox, settled rows stay
   gate      until visible; warns after 30s
   sink      workers (celery)
   route     audit.* -> workers
@@ -95,7 +95,7 @@ fn secrets_come_from_files_and_stay_unseen() {
     for (content, expected) in [
         (
             Some("mysql://app:hunter2@db"),
-            "`postgres.url` must begin with postgres://",
+            "`postgres.url_file`: the URL has a scheme that is not Postgres's",
         ),
         (Some("\n"), "`url_file`: secrets/url is empty"),
         (

@@ -11,7 +11,7 @@ use aftercommit::sink::stdout::Stdout;
 use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Sink};
 use tokio::io::AsyncWrite;
 
-use crate::redis_server::RedisServer;
+use crate::support::redis::{Options, Redis};
 
 type Fields = &'static [(Field, &'static str)];
 
@@ -383,28 +383,34 @@ impl AsyncWrite for Lines {
     }
 }
 
-struct CeleryOnRedis(RedisServer);
+struct CeleryOnRedis(Redis);
 
 impl CeleryOnRedis {
     fn start() -> CeleryOnRedis {
-        CeleryOnRedis(RedisServer::start(&[]))
+        CeleryOnRedis(Redis::start_with(Options {
+            durable: true,
+            ..Options::default()
+        }))
     }
 }
 
 impl Subject for CeleryOnRedis {
     fn sink(&self) -> Box<dyn Sink> {
-        let config =
-            serde_json::json!({"broker_url": format!("redis://127.0.0.1:{}/0", self.0.port)});
+        let config = serde_json::json!({"broker_url": self.0.url(0)});
         let config: celery::Config = serde_json::from_value(config).unwrap();
         Box::new(config.open().unwrap())
     }
 
     fn received(&self) -> Vec<String> {
-        self.0.ids("celery")
+        self.0.ids(0, "celery")
     }
 
     fn set_away(&mut self, away: bool) {
-        if away { self.0.kill() } else { self.0.resume() }
+        if away {
+            self.0.kill9()
+        } else {
+            self.0.restart()
+        }
     }
 
     fn rejected(&self) -> Fields {

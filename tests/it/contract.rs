@@ -1,10 +1,11 @@
 //! The contract with the application: the outbox table, enqueue(), and who may do what.
 
+use tokio::sync::OnceCell;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
-use crate::control_postgres::Server;
 use crate::init::{apply, wanted};
+use crate::support::postgres::{Options, Postgres};
 
 /// Runs SQL that the server must refuse, and returns its code and the constraint that it names.
 async fn refused(client: &Client, sql: &str) -> (SqlState, String) {
@@ -18,31 +19,31 @@ async fn refused(client: &Client, sql: &str) -> (SqlState, String) {
     )
 }
 
+/// One server for these tests, with what `init` makes; they share its table and nothing else.
+async fn server() -> &'static Postgres {
+    static SERVER: OnceCell<Postgres> = OnceCell::const_new();
+    SERVER
+        .get_or_init(async || {
+            let server = Postgres::start(Options::default());
+            let admin = server.client().await;
+            let observer = server.client().await;
+            server.psql(
+                "create role shop login; create role stranger login; create role aftercommit login replication; \
+                 revoke connect on database app from public; grant connect on database app to shop, stranger",
+            );
+            let wanted = wanted("aftercommit", Some("aftercommit"));
+            let (out, class) = apply(&admin, &observer, &wanted).await;
+            assert_eq!(class, None, "{out}");
+            server.psql("grant aftercommit_app to shop");
+            server
+        })
+        .await
+}
+
 #[tokio::test]
 async fn an_application_may_insert_and_nothing_else() {
-    let server = Server::start();
-    let admin = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
-    admin
-        .batch_execute(
-            "create role shop login; create role stranger login; create role aftercommit login replication; \
-             revoke connect on database app from public; grant connect on database app to shop, stranger",
-        )
-        .await
-        .expect("roles");
-    let (out, class) = apply(
-        &admin,
-        &observer,
-        &wanted("aftercommit", Some("aftercommit")),
-    )
-    .await;
-    assert_eq!(class, None, "{out}");
-    admin
-        .batch_execute("grant aftercommit_app to shop")
-        .await
-        .expect("a grant");
-
-    let shop = server.client("shop", "app").await;
+    let server = server().await;
+    let shop = server.client_as("shop").await;
     for sql in [
         "insert into aftercommit.outbox (task) values ('a')",
         "insert into aftercommit.outbox (task, kwargs) values ('b', '{\"n\": 1}')",
@@ -72,8 +73,8 @@ async fn an_application_may_insert_and_nothing_else() {
             "{sql}"
         );
     }
-    let stranger = server.client("stranger", "app").await;
-    let daemon = server.client("aftercommit", "app").await;
+    let stranger = server.client_as("stranger").await;
+    let daemon = server.client_as("aftercommit").await;
     for (who, role) in [(&stranger, "stranger"), (&daemon, "aftercommit")] {
         for sql in [
             "select aftercommit.enqueue('a')",
@@ -91,10 +92,7 @@ async fn an_application_may_insert_and_nothing_else() {
 
 #[tokio::test]
 async fn enqueue_writes_what_it_is_given() {
-    let server = Server::start();
-    let client = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
-    apply(&client, &observer, &wanted("aftercommit", None)).await;
+    let client = server().await.client().await;
     // Nothing of the caller's is looked up: not with an empty search_path, nor with one that is set against it.
     client
         .batch_execute(
@@ -140,10 +138,7 @@ async fn enqueue_writes_what_it_is_given() {
 
 #[tokio::test]
 async fn a_row_that_no_worker_could_take_fails_in_its_own_transaction() {
-    let server = Server::start();
-    let client = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
-    apply(&client, &observer, &wanted("aftercommit", None)).await;
+    let client = server().await.client().await;
     for (column, value, constraint) in [
         ("args", "'{}'", "args_is_an_array"),
         ("args", "'null'", "args_is_an_array"),

@@ -32,7 +32,7 @@ fn switched_on(example: &str) -> String {
 }
 
 fn parse(text: &str) -> Config {
-    let env = |name: &str| (name == "DATABASE_URL").then(|| "postgres://h/d".to_owned());
+    let env = |name: &str| (name == "DATABASE_URL").then(|| "postgres://u@h/d".to_owned());
     let mut config =
         Config::parse("config.example.toml", text, &env).unwrap_or_else(|error| panic!("{error}"));
     config.findings.clear();
@@ -71,7 +71,7 @@ fn collect(path: &str, table: &Table, values: &mut BTreeMap<String, Value>) {
 
 #[test]
 fn it_is_a_configuration_that_can_be_used() {
-    let env = |name: &str| (name == "DATABASE_URL").then(|| "postgres://h/d".to_owned());
+    let env = |name: &str| (name == "DATABASE_URL").then(|| "postgres://u@h/d".to_owned());
     let config = Config::parse("config.example.toml", &example(), &env);
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.findings, []);

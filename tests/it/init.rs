@@ -8,7 +8,7 @@ use aftercommit::preflight::{Class, Expectation};
 use tokio::sync::mpsc;
 use tokio_postgres::Client;
 
-use crate::control_postgres::Server;
+use crate::support::postgres::{Options, Postgres};
 
 const OURS: [&str; 13] = [
     "id",
@@ -91,9 +91,9 @@ async fn fingerprint(client: &Client) -> String {
 
 #[tokio::test]
 async fn a_second_run_changes_nothing_and_psql_makes_the_same() {
-    let server = Server::start();
+    let server = Postgres::start(Options::default());
     let client = server.database("applied").await;
-    let observer = server.client("postgres", "applied").await;
+    let observer = server.client_in("postgres", "applied").await;
     let wanted_here = wanted("applied", Some("postgres"));
 
     let (out, class) = apply(&client, &observer, &wanted_here).await;
@@ -118,16 +118,16 @@ async fn a_second_run_changes_nothing_and_psql_makes_the_same() {
     let printed = server.database("printed").await;
     let script = script(&wanted("printed", Some("postgres")));
     for _ in 0..2 {
-        server.psql("printed", &script);
+        server.run_script("printed", &script);
         assert_eq!(fingerprint(&printed).await, first);
     }
 }
 
 #[tokio::test]
 async fn an_older_enqueue_is_replaced_and_a_publication_completed() {
-    let server = Server::start();
-    let client = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
+    let server = Postgres::start(Options::default());
+    let client = server.client().await;
+    let observer = server.client().await;
     let wanted = wanted("aftercommit", None);
     apply(&client, &observer, &wanted).await;
     let first = fingerprint(&client).await;
@@ -147,21 +147,11 @@ async fn an_older_enqueue_is_replaced_and_a_publication_completed() {
 
 #[tokio::test]
 async fn the_owner_of_a_database_needs_no_administrator() {
-    let server = Server::start();
+    let server = Postgres::start(Options::default());
     server
-        .client("postgres", "postgres")
-        .await
-        .batch_execute("create role aftercommit login replication")
-        .await
-        .expect("a role");
-    server
-        .client("postgres", "postgres")
-        .await
-        .batch_execute("create database app owner aftercommit")
-        .await
-        .expect("a database");
-    let client = server.client("aftercommit", "app").await;
-    let observer = server.client("aftercommit", "app").await;
+        .psql("create role aftercommit login replication; alter database app owner to aftercommit");
+    let client = server.client_as("aftercommit").await;
+    let observer = server.client_as("aftercommit").await;
     let wanted = wanted("aftercommit", Some("aftercommit"));
     let (out, class) = apply(&client, &observer, &wanted).await;
     assert_eq!(class, None, "{out}");
@@ -169,7 +159,7 @@ async fn the_owner_of_a_database_needs_no_administrator() {
     assert_eq!(out.matches("left out ").count(), 3, "{out}");
 
     // With the administrator's help the rest is made.
-    let admin = server.client("postgres", "app").await;
+    let admin = server.client().await;
     let (out, class) = apply(&admin, &observer, &wanted).await;
     assert_eq!(class, None, "{out}");
     assert_eq!(out.matches("created ").count(), 3, "{out}");
@@ -177,13 +167,13 @@ async fn the_owner_of_a_database_needs_no_administrator() {
 
 #[tokio::test]
 async fn a_role_without_rights_is_told_what_to_do() {
-    let server = Server::start();
-    let admin = server.database("app").await;
+    let server = Postgres::start(Options::default());
+    let admin = server.client().await;
     admin
         .batch_execute("create role nobody login")
         .await
         .expect("a role");
-    let nobody = server.client("nobody", "app").await;
+    let nobody = server.client_as("nobody").await;
     let wanted_nobody = wanted("aftercommit", Some("nobody"));
     let error = init::apply(
         &nobody,
@@ -203,7 +193,7 @@ async fn a_role_without_rights_is_told_what_to_do() {
     assert!(message.contains("--url"), "{message}");
 
     // An administrator may make everything, but the daemon's role is not fit to run; then, it is.
-    let observer = server.client("postgres", "app").await;
+    let observer = server.client().await;
     for (login, remedy) in [
         ("nobody", "alter role \"nobody\" replication;"),
         ("Day Mon", "create role \"Day Mon\" login replication;"),
@@ -223,9 +213,9 @@ async fn a_role_without_rights_is_told_what_to_do() {
 
 #[tokio::test]
 async fn a_table_of_the_application_gets_publication_and_slot_only() {
-    let server = Server::start();
-    let client = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
+    let server = Postgres::start(Options::default());
+    let client = server.client().await;
+    let observer = server.client().await;
     let wanted = Wanted {
         table: "shop.events".parse().expect("a table"),
         ..wanted("aftercommit", None)
@@ -269,12 +259,12 @@ async fn a_table_of_the_application_gets_publication_and_slot_only() {
 
 #[tokio::test]
 async fn a_slot_that_has_to_wait_says_for_whom() {
-    let server = Server::start();
-    let client = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
+    let server = Postgres::start(Options::default());
+    let client = server.client().await;
+    let observer = server.client().await;
     let wanted = wanted("aftercommit", None);
 
-    let open = server.client("postgres", "postgres").await;
+    let open = server.client_in("postgres", "postgres").await;
     open.batch_execute("set application_name = 'report'; begin; select pg_current_xact_id()")
         .await
         .expect("an open transaction");
@@ -283,7 +273,7 @@ async fn a_slot_that_has_to_wait_says_for_whom() {
         .await
         .expect("a pid")
         .get(0);
-    let prepared = server.client("postgres", "postgres").await;
+    let prepared = server.client_in("postgres", "postgres").await;
     prepared
         .batch_execute(
             "create table t (); begin; insert into t default values; prepare transaction 'it''s'",
@@ -334,16 +324,15 @@ async fn a_slot_that_has_to_wait_says_for_whom() {
 /// all WAL.
 #[tokio::test]
 async fn a_slot_is_not_made_for_a_client_that_has_gone() {
-    let server = Server::start();
-    server.database("app").await;
+    let server = Postgres::start(Options::default());
     let (client, connection) = server.connect("postgres", "app").await;
-    let observer = server.client("postgres", "app").await;
+    let observer = server.client().await;
     let pid: i32 = client
         .query_one("select pg_backend_pid()", &[])
         .await
         .expect("a pid")
         .get(0);
-    let open = server.client("postgres", "postgres").await;
+    let open = server.client_in("postgres", "postgres").await;
     open.batch_execute("begin; select pg_current_xact_id()")
         .await
         .expect("an open transaction");
@@ -366,7 +355,7 @@ async fn a_slot_is_not_made_for_a_client_that_has_gone() {
     connection.abort();
     assert_eq!(init.await.expect("no panic"), Err(None));
 
-    let look = server.client("postgres", "app").await;
+    let look = server.client().await;
     let gone = async || {
         let row = look
             .query_one(

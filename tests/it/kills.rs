@@ -10,7 +10,7 @@ use crate::support::daemon::Daemon;
 use crate::support::exam::{Exam, IN_FLIGHT, LIST, assert_discreet};
 
 const ROUNDS: usize = 30;
-/// A status update every 500 ms, and as much again for a busy machine.
+/// A status update every 100 ms; the rest is for a busy machine.
 const UNCONFIRMED: Duration = Duration::from_secs(1);
 
 /// How many messages there were, and when.

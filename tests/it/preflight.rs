@@ -8,17 +8,17 @@ use aftercommit::preflight::{
 };
 use tokio_postgres::Client;
 
-use crate::control_postgres::Server;
 use crate::init::{apply, expected, wanted};
+use crate::support::postgres::{Options, Postgres};
 
 const CONFIGURATION: Severity = Severity::Fatal(Class::Configuration);
 const LOST: Severity = Severity::Fatal(Class::Lost);
 
-/// A database with everything in it, its slot named like the database, and a superuser's connection.
-async fn ready(server: &Server, name: &str) -> (Client, Expectation) {
-    let client = server.database(name).await;
-    let observer = server.client("postgres", name).await;
-    let wanted = wanted(name, None);
+/// The database with everything in it, its slot named like the database, and a superuser's connection.
+async fn ready(server: &Postgres) -> (Client, Expectation) {
+    let client = server.client().await;
+    let observer = server.client().await;
+    let wanted = wanted("app", None);
     let (out, class) = apply(&client, &observer, &wanted).await;
     assert_eq!(class, None, "{out}");
     (client, expected(&wanted))
@@ -74,8 +74,8 @@ async fn broken_and_mended(
 
 #[tokio::test]
 async fn faults_of_the_publication() {
-    let server = Server::start();
-    let (client, expected) = ready(&server, "app").await;
+    let server = Postgres::start(Options::default());
+    let (client, expected) = ready(&server).await;
     let version = facts(&client, &expected).await.server_version;
     let mut cases = vec![
         (
@@ -144,8 +144,8 @@ async fn faults_of_the_publication() {
 
 #[tokio::test]
 async fn faults_of_the_table() {
-    let server = Server::start();
-    let (client, expected) = ready(&server, "app").await;
+    let server = Postgres::start(Options::default());
+    let (client, expected) = ready(&server).await;
     // A table that is named in a publication cannot be made unlogged; under FOR ALL TABLES it can.
     run(
         &client,
@@ -204,8 +204,8 @@ async fn faults_of_the_table() {
 
 #[tokio::test]
 async fn faults_of_a_partitioned_table() {
-    let server = Server::start();
-    let client = server.database("app").await;
+    let server = Postgres::start(Options::default());
+    let client = server.client().await;
     run(
         &client,
         "create schema shop; \
@@ -261,12 +261,15 @@ async fn faults_of_a_partitioned_table() {
 
 #[tokio::test]
 async fn faults_of_the_slot() {
-    let server = Server::with(&[
-        ("max_slot_wal_keep_size", "1MB"),
-        ("min_wal_size", "32MB"),
-        ("max_wal_size", "32MB"),
-    ]);
-    let (client, expected) = ready(&server, "app").await;
+    let server = Postgres::start(Options {
+        settings: &[
+            ("max_slot_wal_keep_size", "1MB"),
+            ("min_wal_size", "32MB"),
+            ("max_wal_size", "32MB"),
+        ],
+        ..Options::default()
+    });
+    let (client, expected) = ready(&server).await;
     broken_and_mended(
         &client,
         &expected,
@@ -351,7 +354,7 @@ async fn faults_of_the_slot() {
         };
         assert_eq!(findings(&client, &ours).await, []);
     }
-    let temporary = server.client("postgres", "app").await;
+    let temporary = server.client().await;
     run(
         &temporary,
         "select pg_create_logical_replication_slot('passing', 'pgoutput', true)",
@@ -369,9 +372,9 @@ async fn faults_of_the_slot() {
 
 #[tokio::test]
 async fn the_wrong_database_has_nothing_of_ours() {
-    let server = Server::start();
-    let (_, expected) = ready(&server, "app").await;
-    let wrong = server.client("postgres", "postgres").await;
+    let server = Postgres::start(Options::default());
+    let (_, expected) = ready(&server).await;
+    let wrong = server.client_in("postgres", "postgres").await;
     let found = findings(&wrong, &expected).await;
     let what: Vec<&str> = found.iter().map(|f| f.what.as_str()).collect();
     assert_eq!(
@@ -386,9 +389,12 @@ async fn the_wrong_database_has_nothing_of_ours() {
 
 #[tokio::test]
 async fn a_server_without_logical_decoding() {
-    let server = Server::with(&[("wal_level", "replica")]);
-    let client = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
+    let mut server = Postgres::start(Options {
+        settings: &[("wal_level", "replica")],
+        ..Options::default()
+    });
+    let client = server.client().await;
+    let observer = server.client().await;
     let wanted = wanted("aftercommit", None);
     let (out, class) = apply(&client, &observer, &wanted).await;
     assert_eq!(class, Some(Class::Configuration));
@@ -405,21 +411,21 @@ async fn a_server_without_logical_decoding() {
         .expect("a finding");
     run(&client, &remedy.sql[0]).await;
     server.restart();
-    let client = server.client("postgres", "app").await;
-    let observer = server.client("postgres", "app").await;
+    let client = server.client().await;
+    let observer = server.client().await;
     let (out, class) = apply(&client, &observer, &wanted).await;
     assert_eq!(class, None, "{out}");
 }
 
 #[tokio::test]
 async fn the_daemons_own_role_can_look() {
-    let server = Server::start();
-    let admin = server.database("app").await;
-    let observer = server.client("postgres", "app").await;
+    let server = Postgres::start(Options::default());
+    let admin = server.client().await;
+    let observer = server.client().await;
     run(&admin, "create role aftercommit login replication").await;
     let wanted = wanted("aftercommit", Some("aftercommit"));
     apply(&admin, &observer, &wanted).await;
-    let daemon = server.client("aftercommit", "app").await;
+    let daemon = server.client_as("aftercommit").await;
     assert_eq!(findings(&daemon, &expected(&wanted)).await, []);
     run(
         &admin,
@@ -439,8 +445,8 @@ async fn the_daemons_own_role_can_look() {
 
 #[tokio::test]
 async fn a_table_that_was_replaced_is_noticed_between_two_looks() {
-    let server = Server::start();
-    let (client, expected) = ready(&server, "app").await;
+    let server = Postgres::start(Options::default());
+    let (client, expected) = ready(&server).await;
     let before = facts(&client, &expected).await;
     assert_eq!(drift(&before, &facts(&client, &expected).await), []);
     run(
@@ -459,8 +465,8 @@ async fn a_table_that_was_replaced_is_noticed_between_two_looks() {
 
 #[tokio::test]
 async fn a_walsender_is_checked_against_the_server_that_we_ask() {
-    let server = Server::start();
-    let (client, expected) = ready(&server, "app").await;
+    let server = Postgres::start(Options::default());
+    let (client, expected) = ready(&server).await;
     let mut reader = Command::new("/usr/lib/postgresql/15/bin/pg_recvlogical")
         .args(["--start", "-S", "app", "-o", "proto_version=1", "-o"])
         .args([
@@ -473,7 +479,7 @@ async fn a_walsender_is_checked_against_the_server_that_we_ask() {
         ])
         .arg(format!(
             "{}?application_name=aftercommit",
-            server.url("postgres", "app")
+            server.url("postgres")
         ))
         .stdout(Stdio::null())
         .spawn()

@@ -11,6 +11,8 @@ use proptest::test_runner::TestRunner;
 
 #[path = "../../fuzz/properties/assembler.rs"]
 mod assembler;
+#[path = "../../fuzz/properties/config.rs"]
+mod config;
 #[path = "../../fuzz/properties/frames.rs"]
 mod frames;
 #[path = "../../fuzz/properties/pgoutput.rs"]
@@ -44,6 +46,32 @@ const TIMES: &[&[u8]] = &[
     b"infinity",
 ];
 
+const CONFIGURATIONS: &[&[u8]] = &[
+    include_bytes!("../../config.example.toml"),
+    br#"
+[postgres]
+url = "${DATABASE_URL}"
+slot = "${PASSWORD}"
+[outbox]
+table = "a.${PASSWORD}"
+columns = { key = "${PASSWORD}", kwargs = "payload" }
+[gate]
+replicas = ["${DATABASE_URL}", "postgres://u:${PASSWORD}@h/d?sslmode=require"]
+timeout = "${PASSWORD}"
+[sink.celery.a]
+broker_url = "${BROKER_URL:-redis://h}"
+queue = "${PASSWORD}"
+[sink.stdout.b]
+[[route]]
+task = "${PASSWORD}.*"
+sink = "${PASSWORD}"
+retry = { backoff = "1s..10m", attempts = 3 }
+[[route]]
+task = "*"
+sink = "a"
+"#,
+];
+
 /// A real input with some bytes changed, cut off, or added.
 fn changed(seeds: &'static [&'static [u8]]) -> impl Strategy<Value = Vec<u8>> {
     let edits = vec((any::<Index>(), any::<u8>()), 0..4);
@@ -75,6 +103,11 @@ proptest! {
     #[test]
     fn messages_are_read_or_refused(input in prop_oneof![changed(MESSAGES), vec(any::<u8>(), 0..64)]) {
         pgoutput::check(&input);
+    }
+
+    #[test]
+    fn configurations_are_read_or_refused(input in prop_oneof![changed(CONFIGURATIONS), vec(any::<u8>(), 0..80)]) {
+        config::check(&input);
     }
 
     #[test]

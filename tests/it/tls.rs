@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::private_postgres::Postgres;
+use crate::support::postgres::{Options, Postgres};
 
 const CONFIGURATION: Policy = Policy::Stop(Stop::Configuration);
 
@@ -97,15 +97,16 @@ impl Server {
     async fn start() -> Server {
         let authority = authority("ours");
         let (certificate, key) = issue(&authority, "localhost", 2099);
-        let postgres = Postgres::start(
-            HBA,
-            "ssl = on\nssl_ca_file = 'root.crt'\nwal_level = logical\n",
-            &[
+        let postgres = Postgres::start(Options {
+            settings: &[("ssl", "on"), ("ssl_ca_file", "root.crt")],
+            hba: Some(HBA),
+            files: &[
                 ("root.crt", &authority.pem()),
                 ("server.crt", &certificate),
                 ("server.key", &key),
             ],
-        );
+            ..Options::default()
+        });
         let files = TempDir::new().expect("temporary directory");
         fs::write(files.path().join("ca"), authority.pem()).expect("write");
         let server = Server {
@@ -123,8 +124,8 @@ impl Server {
     async fn superuser(&self) -> tokio_postgres::Client {
         let url = format!(
             "host={} port={} user=postgres",
-            self.postgres.path().display(),
-            self.postgres.port
+            self.postgres.socket_directory().display(),
+            self.postgres.port()
         );
         connect_sql(&target(&url), "test").await.expect("superuser")
     }
@@ -163,7 +164,7 @@ impl Server {
         let query = query.replace("FILES", &self.path().display().to_string());
         format!(
             "postgres://{userinfo}@{host}:{}/{database}?{query}",
-            self.postgres.port
+            self.postgres.port()
         )
     }
 
@@ -474,7 +475,7 @@ async fn listen_in_between(server: &Server, presented: &Authority) -> u16 {
     let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
     let port = listener.local_addr().expect("address").port();
-    let behind = server.postgres.port;
+    let behind = server.postgres.port();
     tokio::spawn(async move {
         while let Ok((mut client, _)) = listener.accept().await {
             let (acceptor, connector) = (acceptor.clone(), connector.clone());

@@ -7,8 +7,9 @@ use aftercommit::replication::{
     Error, Place, Policy, Stop, Target, WAL_SENDER_TIMEOUT, Walsender, connect_sql, open_sql,
 };
 use tokio::io::AsyncReadExt;
+use tokio::sync::OnceCell;
 
-use crate::private_postgres::Postgres;
+use crate::support::postgres::{Options, Postgres};
 
 const CONFIGURATION: Policy = Policy::Stop(Stop::Configuration);
 
@@ -22,7 +23,6 @@ host pooled open 127.0.0.1/32 trust
 ";
 
 const SETUP: &str = "
-create database app;
 create role relay login replication password 'tops3cret';
 create role plain login password 'tops3cret';
 create role cleartext login replication password 'tops3cret';
@@ -46,19 +46,29 @@ fn target(url: &str) -> Target {
 async fn superuser(postgres: &Postgres, database: &str) -> tokio_postgres::Client {
     let url = format!(
         "host={} port={} user=postgres dbname={database}",
-        postgres.path().display(),
-        postgres.port
+        postgres.socket_directory().display(),
+        postgres.port()
     );
     connect_sql(&target(&url), "test").await.expect("superuser")
 }
 
-async fn start(settings: &str) -> Postgres {
-    let postgres = Postgres::start(HBA, settings, &[]);
+async fn start(settings: &[(&str, &str)]) -> Postgres {
+    let postgres = Postgres::start(Options {
+        settings,
+        hba: Some(HBA),
+        ..Options::default()
+    });
     let client = superuser(&postgres, "postgres").await;
     for statement in SETUP.split(';') {
         client.batch_execute(statement).await.expect(statement);
     }
     postgres
+}
+
+/// One server for the tests that change nothing on it.
+async fn shared() -> &'static Postgres {
+    static SERVER: OnceCell<Postgres> = OnceCell::const_new();
+    SERVER.get_or_init(|| start(&[])).await
 }
 
 async fn walsender(url: &str) -> Result<Walsender, Error> {
@@ -77,9 +87,9 @@ fn check(error: &Error, policy: Policy, words: &[&str]) {
 
 #[tokio::test]
 async fn a_session_is_opened_or_refused_with_the_remedy() {
-    let postgres = start("wal_level = logical\n").await;
-    let port = postgres.port;
-    let socket = postgres.path().display();
+    let postgres = shared().await;
+    let port = postgres.port();
+    let socket = postgres.socket_directory().display();
     let tcp = |userinfo: &str, database: &str| {
         format!("postgres://{userinfo}@127.0.0.1:{port}/{database}")
     };
@@ -214,8 +224,11 @@ async fn a_session_is_opened_or_refused_with_the_remedy() {
 
 #[tokio::test]
 async fn settings_are_pinned_and_errors_leave_the_session_usable() {
-    let postgres = start("wal_level = logical\n").await;
-    let url = format!("postgres://relay:tops3cret@127.0.0.1:{}/app", postgres.port);
+    let postgres = shared().await;
+    let url = format!(
+        "postgres://relay:tops3cret@127.0.0.1:{}/app",
+        postgres.port()
+    );
     let mut walsender = walsender(&url).await.expect("walsender");
     let number = walsender
         .simple_query("show server_version_num")
@@ -302,7 +315,7 @@ async fn settings_are_pinned_and_errors_leave_the_session_usable() {
         .query_one("select pg_backend_pid()", &[])
         .await
         .expect("pid");
-    let admin = superuser(&postgres, "app").await;
+    let admin = superuser(postgres, "app").await;
     admin
         .execute("select pg_terminate_backend($1)", &[&own.get::<_, i32>(0)])
         .await
@@ -313,8 +326,11 @@ async fn settings_are_pinned_and_errors_leave_the_session_usable() {
 
 #[tokio::test]
 async fn replication_starts_or_says_why_not() {
-    let postgres = start("wal_level = logical\n").await;
-    let url = format!("postgres://relay:tops3cret@127.0.0.1:{}/app", postgres.port);
+    let postgres = start(&[]).await;
+    let url = format!(
+        "postgres://relay:tops3cret@127.0.0.1:{}/app",
+        postgres.port()
+    );
     let admin = superuser(&postgres, "app").await;
     admin
         .batch_execute(
@@ -502,8 +518,11 @@ async fn first_error(stream: &mut aftercommit::replication::CopyBoth) -> Error {
 
 #[tokio::test]
 async fn a_server_that_cannot_decode_or_take_one_more_is_named() {
-    let postgres = start("wal_level = replica\nmax_wal_senders = 1\n").await;
-    let url = format!("postgres://relay:tops3cret@127.0.0.1:{}/app", postgres.port);
+    let postgres = start(&[("wal_level", "replica"), ("max_wal_senders", "1")]).await;
+    let url = format!(
+        "postgres://relay:tops3cret@127.0.0.1:{}/app",
+        postgres.port()
+    );
     let mut session = walsender(&url).await.expect("walsender");
     let error = session
         .simple_query("CREATE_REPLICATION_SLOT s LOGICAL pgoutput")
@@ -519,10 +538,14 @@ async fn a_server_that_cannot_decode_or_take_one_more_is_named() {
 
 #[tokio::test]
 async fn a_standby_is_passed_over_unless_asked_for() {
-    let primary = start("wal_level = logical\n").await;
+    let primary = shared().await;
     let hba = "local all all trust\nhost all all 127.0.0.1/32 trust\n";
-    let standby = Postgres::start(hba, "", &[("standby.signal", "")]);
-    let alone = format!("postgres://postgres@127.0.0.1:{}/postgres", standby.port);
+    let standby = Postgres::start(Options {
+        hba: Some(hba),
+        files: &[("standby.signal", "")],
+        ..Options::default()
+    });
+    let alone = format!("postgres://postgres@127.0.0.1:{}/postgres", standby.port());
     for error in [
         walsender(&alone).await.expect_err("in recovery"),
         connect_sql(&target(&alone), "test")
@@ -533,16 +556,17 @@ async fn a_standby_is_passed_over_unless_asked_for() {
     }
     let both = format!(
         "postgres://relay:tops3cret@127.0.0.1:{},127.0.0.1:{}/app",
-        standby.port, primary.port
+        standby.port(),
+        primary.port()
     );
     // The standby trusts everybody, and does not know this role: an answer, which ends the search.
     let error = walsender(&both).await.expect_err("unknown role");
     check(&error, CONFIGURATION, &["28000", "exists"]);
     let both = format!(
         "host=127.0.0.1,{} port={},{} user=postgres dbname=postgres",
-        primary.path().display(),
-        standby.port,
-        primary.port
+        primary.socket_directory().display(),
+        standby.port(),
+        primary.port()
     );
     let walsender = walsender(&both).await.expect("the primary");
     assert_eq!(walsender.parameter("in_hot_standby"), Some("off"));

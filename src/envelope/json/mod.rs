@@ -7,7 +7,7 @@ mod string;
 mod tests;
 
 pub use items::{Elements, Members, elements, members};
-pub use scan::{Defect, Dialect, Kind, MAX_DEPTH, MAX_INTEGER_DIGITS, check, kind};
+pub use scan::{Defect, Dialect, Kind, MAX_DEPTH, MAX_INTEGER_DIGITS, check, check_vouched, kind};
 pub use string::{text, write_string, write_string_cut};
 
 /// Appends `json`, with the line breaks between its tokens made spaces, so that it stays on one line.

@@ -132,6 +132,47 @@ fn limits_depth_and_digits() {
     );
 }
 
+/// Both ways over each text: what the shorter one lets through, the whole pass does too.
+#[test]
+fn a_text_that_is_vouched_for_has_the_same_limits() {
+    let nested = |open: &str, close: &str, depth| open.repeat(depth) + "1" + &close.repeat(depth);
+    let nines = |count| "9".repeat(count);
+    let (deep, long) = (Err(Defect::TooDeep), Err(Defect::LongInteger));
+    let max = MAX_INTEGER_DIGITS;
+    let mut cases = vec![
+        (" {} ".to_owned(), Ok(())),
+        (nested("[", "]", MAX_DEPTH), Ok(())),
+        (nested("[", "]", MAX_DEPTH + 1), deep),
+        (nested("[{\"a\":", "}]", MAX_DEPTH), deep),
+        (format!("[\"{}\"]", "[{".repeat(10_000)), Ok(())),
+        (format!("[{}[]]", "[],{},".repeat(10_000)), Ok(())),
+        (format!("[{}]", nines(max)), Ok(())),
+        (format!("[-{}]", nines(max + 1)), long),
+        (format!("[{}.5]", nines(max + 1)), Ok(())),
+        (format!("[\"{}\"]", nines(3 * max)), Ok(())),
+        (format!("[{}e1, {}]", nines(max + 1), nines(max + 1)), long),
+    ];
+    for shift in [0, 1, max / 2, max - 1, max, max + 1, 2 * max] {
+        let space = " ".repeat(shift);
+        cases.push((format!("{space}[1, {}]{space}", nines(max)), Ok(())));
+        cases.push((format!("{space}[1, {}]{space}", nines(max + 1)), long));
+        cases.push((format!("{space}[{}, 1]", nines(3 * max)), long));
+    }
+    for (text, expected) in cases {
+        let kind = kind(text.as_bytes()).unwrap();
+        let shown = text.get(..20).unwrap_or(&text);
+        assert_eq!(check_vouched(text.as_bytes(), kind), expected, "{shown}");
+        assert_eq!(strict(&text), expected, "{shown}");
+    }
+    assert_eq!(
+        check_vouched(b" {\"a\": 1}", Kind::Array),
+        Err(Defect::OtherKind {
+            expected: Kind::Array,
+            found: Kind::Object
+        })
+    );
+}
+
 #[test]
 fn takes_the_outermost_level_apart() {
     let object = b" { \"a\" : [1, {\"x\": 2}] ,\"\\u0062\":\"}\", \"\": null } ";
@@ -201,6 +242,8 @@ proptest! {
     fn any_value_passes_and_its_strings_survive(value in value(), text in any::<String>()) {
         for json in [value.to_string(), serde_json::to_string_pretty(&value).unwrap()] {
             prop_assert_eq!(strict(&json), Ok(()));
+            let kind = kind(json.as_bytes()).unwrap();
+            prop_assert_eq!(check_vouched(json.as_bytes(), kind), Ok(()));
         }
         let mut out = Vec::new();
         write_string(&mut out, &text);

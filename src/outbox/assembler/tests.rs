@@ -302,3 +302,25 @@ fn a_new_stream_knows_nothing_of_the_old_one() {
 fn a_range_outside_of_its_chunk_is_our_own_mistake() {
     drop(assembler().message(&Bytes::from_static(b"B"), 0..2));
 }
+
+#[test]
+fn a_task_knows_which_of_its_fields_are_json() {
+    let mut described = outbox(&["id", "task", "kwargs"]);
+    // The last column's type: from text to json.
+    let type_id = described.len() - 5;
+    assert_eq!(described[type_id], 25);
+    let text = described.clone();
+    described[type_id] = 114;
+    let row = insert(OUTBOX, &[Some(b"1"), Some(b"a"), Some(b"{}")]);
+    let mut assembler = assembler();
+    feed(&mut assembler, &begin(LSN, 732)).unwrap();
+    for (relation, json) in [(&text, false), (&described, true)] {
+        feed(&mut assembler, relation).unwrap();
+        let Some(Event::Task(mut task)) = feed(&mut assembler, &row).unwrap() else {
+            panic!("a row is a task");
+        };
+        task.detach();
+        assert_eq!(task.is_json(Field::Kwargs), json);
+        assert!(!task.is_json(Field::Id) && !task.is_json(Field::Args));
+    }
+}

@@ -67,6 +67,10 @@ async fn what_the_gate_knew_does_not_count_for_the_next_session() {
     bench.line().send_replace(Line::Down);
     let _ = late.await;
     bench.settle_down().await;
+    assert!(
+        news.send(News::ServerLeaving).await.is_err(),
+        "nobody listens to the old watch"
+    );
     bench.up(Session {
         generation: 2,
         ..session(2)

@@ -249,3 +249,27 @@ async fn takes_nothing_while_too_many_transactions_stand_behind_one_task() {
     assert!(bench.takes().await);
     assert_eq!(bench.confirmed(), 1 << 40);
 }
+
+/// The intake has a thread of its own: a session's first batch may be seen before the word of the session.
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_overtakes_the_word_of_its_session_is_not_lost() {
+    let (mut relay, bench) = build(false, 100);
+    let mut bench = bench(tokio::spawn(async { End::Clean }));
+    bench.up(session(1));
+    relay.batch(Batch {
+        session: 1,
+        items: transaction(100),
+    });
+    assert_eq!(bench.in_flight().await, ["100/0"]);
+    // What comes late of a session that has ended is dropped: it comes again.
+    bench.up(session(2));
+    relay.batch(Batch {
+        session: 2,
+        items: transaction(300),
+    });
+    relay.batch(Batch {
+        session: 1,
+        items: transaction(200),
+    });
+    assert_eq!(bench.in_flight().await, ["100/0", "300/0"]);
+}

@@ -42,7 +42,7 @@ use crate::tls;
 pub struct Config {
     /// The same URL as the Celery application's `broker_url`.
     pub broker_url: Option<SecretString>,
-    /// A file that holds the URL; instead of `broker_url`.
+    /// A file that holds the URL; instead of `broker_url`, which it becomes when the configuration is loaded.
     pub broker_url_file: Option<PathBuf>,
     /// The queue of tasks that name none (Celery: `task_default_queue`).
     #[serde(default = "default_queue")]
@@ -106,7 +106,7 @@ impl Config {
     /// The first setting that does not do.
     pub fn validate(&self) -> Result<(), Invalid> {
         match (&self.broker_url, &self.broker_url_file) {
-            (Some(url), None) => drop(parse("broker_url", url.expose_secret())?),
+            (Some(url), None) => drop(parse(url)?),
             (None, Some(_)) => {}
             (None, None) => {
                 return Err(Invalid::new(
@@ -146,26 +146,20 @@ impl Config {
         Ok(())
     }
 
-    /// Makes the sink; reads the files that the settings name. Connects when it is first used.
+    /// Makes the sink; reads the certificates that the URL names. Connects when it is first used.
     ///
     /// # Errors
     /// The first setting that does not do.
     pub fn open(&self) -> Result<Redis, Invalid> {
         self.validate()?;
-        let (key, address) = match (&self.broker_url, &self.broker_url_file) {
-            (Some(url), _) => ("broker_url", parse("broker_url", url.expose_secret())?),
-            (None, file) => {
-                let key = "broker_url_file";
-                let text = std::fs::read_to_string(file.as_deref().unwrap_or("".as_ref()))
-                    .map(SecretString::from)
-                    .map_err(|e| Invalid::new(key, format!("cannot be read: {e}")))?;
-                (key, parse(key, text.expose_secret().trim())?)
-            }
+        let Some(url) = &self.broker_url else {
+            return Err(Invalid::new("broker_url_file", "has not been read"));
         };
+        let address = parse(url)?;
         let tls = match &address.tls {
             Some(rules) => {
                 let config = tls::client_config(rules, url::OPTIONS).map_err(|words| {
-                    Invalid::new(key, format!("names files that do not do: {words}"))
+                    Invalid::new("broker_url", format!("names files that do not do: {words}"))
                 })?;
                 Some(Arc::new(config))
             }
@@ -175,6 +169,6 @@ impl Config {
     }
 }
 
-fn parse(key: &'static str, url: &str) -> Result<url::Address, Invalid> {
-    url::parse(url).map_err(|words| Invalid::new(key, words))
+fn parse(url: &SecretString) -> Result<url::Address, Invalid> {
+    url::parse(url.expose_secret()).map_err(|words| Invalid::new("broker_url", words))
 }

@@ -153,12 +153,70 @@ error: a task has no field `kwarg`
         (
             "[outbox]\ntable = \"\"",
             r#"
-error: `outbox.table`: "" cannot be the name of a table
+error: `outbox.table`: "" names no table
  --> app.toml:2:9
   |
 2 | table = ""
   |         ^^
-  = help: write it with its schema: "aftercommit.outbox", "public.outbox""#,
+  = help: a table is written as name, or as schema.name"#,
+        ),
+        (
+            "[outbox]\ntable = \"${PASSWORD} x\"",
+            r#"
+error: `outbox.table`: this value names no table
+ --> app.toml:2:9
+  |
+2 | table = "${PASSWORD} x"
+  |         ^^^^^^^^^^^^^^^
+  = help: a name with other characters than letters, digits and _ needs double quotes"#,
+        ),
+        (
+            "[outbox.columns]\nid = \"\"",
+            r#"
+error: `outbox.columns.id`: id needs a column
+ --> app.toml:2:6
+  |
+2 | id = ""
+  |      ^^
+  = help: no task is without it"#,
+        ),
+        (
+            "[gate]\nreplicas = [\"postgres://u:hunter2@h/d?sslmod=require\"]",
+            r#"
+error: `gate.replicas`: the URL has an unknown key
+ --> app.toml:2:13
+  |
+2 | replicas = ["***"]
+  |             ^^^^^
+  = help: did you mean sslmode?"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"rediss://:hunter2@h/zero\"",
+            r#"
+error: `sink.celery.more.broker_url` must end in a database number, such as /0
+ --> app.toml:2:14
+  |
+2 | broker_url = "***"
+  |              ^^^^^"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"redis://h\"\npriority_steps = [3, 0]",
+            r#"
+error: `sink.celery.more.priority_steps` must ascend from 0, up to 9 at most
+ --> app.toml:3:18
+  |
+3 | priority_steps = [3, 0]
+  |                  ^^^^^^
+  = help: [0, 3, 6, 9]"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"redis://h\"\ntimeout = \"0s\"",
+            r#"
+error: `sink.celery.more.timeout` must be longer than nothing
+ --> app.toml:3:11
+  |
+3 | timeout = "0s"
+  |           ^^^^"#,
         ),
         (
             "[[route]]\ntask = \"a\"\nsink = \"worker\"",
@@ -220,7 +278,7 @@ error: unknown sink type celrey; this build has: celery, stdout
         (
             "[sink.celery.more]\nbroker_url = \"amqp://u:hunter2@h//\"",
             r#"
-error: `sink.celery.more.broker_url` names a broker (amqp://) that is not part of this build; this build has brokers at redis://, rediss:// and redis+socket://
+error: `sink.celery.more.broker_url` begins with amqp://, and RabbitMQ is not in this build yet
  --> app.toml:2:14
   |
 2 | broker_url = "***"
@@ -306,7 +364,7 @@ error: there is no sink: tasks have nowhere to go
         (
             "[postgres]\nurl = \"$DATABASE_URL\"\nurl_file = \"b\"\n[sink.celery.w]\n[[route]]\ntask = \"*\"\nsink = \"w\"",
             r#"
-error: `postgres.url` must begin with postgres://
+error: `postgres.url`: the text is not a connection string
  --> app.toml:2:7
   |
 2 | url = "***"
@@ -320,14 +378,33 @@ error: [postgres] has both `url` and `url_file`
   | ^^^^^^^^
   = help: keep one of the two
 
-error: [sink.celery.w] has neither `broker_url` nor `broker_url_file`
+error: `sink.celery.w.broker_url` is missing
  --> app.toml:4:1
   |
 4 | [sink.celery.w]
   | ^^^^^^^^^^^^^^^
-  = help: add one of the two; `broker_url_file` names a file that holds it
+  = help: give the Celery application's, or broker_url_file
 
 app.toml: 3 errors"#,
+        ),
+        (
+            "[postgres]\nurl = \"postgres://:hunter2@h/d\"\nslot = \"After-Commit\"\n[sink.stdout.w]\n[[route]]\ntask = \"*\"\nsink = \"w\"",
+            r#"
+error: `postgres.url`: the URL names no user
+ --> app.toml:2:7
+  |
+2 | url = "***"
+  |       ^^^^^
+  = help: write postgres://user@host/database
+
+error: `postgres.slot`: "After-Commit" is not a name for a slot
+ --> app.toml:3:8
+  |
+3 | slot = "After-Commit"
+  |        ^^^^^^^^^^^^^^
+  = help: 1 to 63 of lower-case letters, digits and underscores
+
+app.toml: 2 errors"#,
         ),
         (
             "[sink.celery]\nbroker_url = \"redis://h\"\n[sink.workers]\nqueue = \"q\"\n[route]\ntask = \"*\"\n[postgres]\nurl = \"$DATABASE_URL\"",

@@ -33,7 +33,7 @@ fn a_variable_never_changes_the_structure() {
     let env = |_: &str| Some("x\"\n[gate]\ntimeout = 'no".to_owned());
     let text = format!(
         "{}\n[outbox.columns]\nkey = \"${{X}}\"",
-        BASE.replace("${DATABASE_URL}", "postgres://h/d")
+        BASE.replace("${DATABASE_URL}", "postgres://u@h/d")
     );
     let config = Config::parse("app.toml", &text, &env).expect("it is one string");
     assert_eq!(
@@ -87,4 +87,29 @@ visibility = false
     assert_eq!(told, expected);
     let quiet = parse(BASE).expect("it can be used");
     assert_eq!(quiet.findings, []);
+}
+
+#[test]
+fn a_broker_in_a_file_of_its_own_is_opened() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("app.toml");
+    let text = BASE
+        .replace("\"${DATABASE_URL}\"", "\"postgres://u@h/d\"")
+        .replace(
+            "broker_url = \"redis://localhost:6379/0\"",
+            "broker_url_file = \"broker\"",
+        );
+    std::fs::write(&path, text).expect("written");
+    let load = |url: &str| {
+        std::fs::write(folder.path().join("broker"), url).expect("written");
+        Config::load(&path).map_err(|error| error.to_string())
+    };
+    let config = load("redis://:hunter2@localhost:6379/0\n").expect("it can be used");
+    assert_eq!(config.sinks.open().expect("a sink").len(), 1);
+    let error = load("redis://:hunter2@localhost/one\n").expect_err("no database");
+    assert!(
+        error.contains("`sink.celery.workers.broker_url_file` must end in a database number"),
+        "{error}"
+    );
+    assert!(!error.contains("hunter2"), "{error}");
 }

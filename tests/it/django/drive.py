@@ -25,7 +25,7 @@ from orders.outbox import Outbox  # noqa: E402
 from scenarios.models import Entity, Run  # noqa: E402
 from scenarios.tasks import fails_always, fails_twice, look, note  # noqa: E402
 
-PATIENCE = 90  # seconds; it only runs out when something is wrong
+PATIENCE = 90  # seconds in which nothing moves; it only runs out when something is wrong
 
 
 def until(what, condition):
@@ -41,6 +41,11 @@ def runs_of(scenario):
     return Run.objects.filter(scenario=scenario)
 
 
+def more_runs(scenario, before):
+    runs = runs_of(scenario).count()
+    return runs if runs > before else None
+
+
 def sentinel(scenario):
     """Returns when a task that is committed now has run: what was wrongly sent before it would have run too."""
     name = f"{scenario}/sentinel"
@@ -52,7 +57,10 @@ def sentinel(scenario):
 def report(scenario, sent, attempts=None, **more):
     """Waits until as many attempts have run as must, and then for those that must not."""
     attempts = len(sent) if attempts is None else attempts
-    until(f"{attempts} runs of {scenario}", lambda: runs_of(scenario).count() >= attempts)
+    runs = 0
+    while runs < attempts:
+        before = runs
+        runs = until(f"{attempts} runs of {scenario}, {before} so far", lambda: more_runs(scenario, before))
     sentinel(scenario)
     fields = ("task_id", "retries", "at", "found", "details")
     runs = list(runs_of(scenario).order_by("at").values(*fields))
@@ -320,9 +328,9 @@ def d03():
 
 
 def d04():
-    """Two lock two rows, each in the other's order."""
+    """Two lock two rows, each in the other's order. The victim tries again when the other one is done."""
     rows = [Entity.objects.create(scenario="D04/row") for _ in range(2)]
-    locked = threading.Barrier(2)
+    locked, won = threading.Barrier(2), threading.Event()
     deadlocks = []
 
     def work(number):
@@ -336,9 +344,11 @@ def d04():
                     if len(attempts) == 1:
                         locked.wait(PATIENCE)
                     Entity.objects.filter(pk=order[1].pk).update(value=number)
+                won.set()
                 return attempts
             except OperationalError as error:
                 deadlocks.append(error.__cause__.sqlstate)
+                won.wait(PATIENCE)
 
     attempts = in_threads(2, work)
     sent = [ids[-1] for ids in attempts]

@@ -23,6 +23,8 @@ pub(crate) struct Options<'a> {
     pub(crate) tls: Option<&'a Certificates>,
     /// Write every command to disk, with fsync, before answering.
     pub(crate) durable: bool,
+    /// Settings beside those of the harness; the last one of a name wins.
+    pub(crate) settings: &'a [(&'a str, &'a str)],
 }
 
 /// A private server, stopped when dropped.
@@ -75,6 +77,9 @@ impl Redis {
                     &certificates.authority().display().to_string(),
                 );
                 set("tls-auth-clients", "no");
+            }
+            for (name, value) in options.settings {
+                set(name, value);
             }
             // Another process may take a free port before the server does.
             if let Ok(process) = launch(&arguments, &directory) {
@@ -145,6 +150,37 @@ impl Redis {
             .lrange(key, 0, -1)
             .await
             .expect("LRANGE")
+    }
+
+    /// Runs a command, as code that blocks its thread.
+    pub(crate) fn run(&self, command: &[&str]) {
+        let (name, arguments) = command.split_first().expect("a command");
+        let run = redis::cmd(name).arg(arguments).exec(&mut self.blocking(0));
+        run.expect(name);
+    }
+
+    /// All messages of a list, the oldest first, as code that blocks its thread.
+    pub(crate) fn messages(&self, database: u8, list: &str) -> Vec<serde_json::Value> {
+        let command = redis::cmd("LRANGE").arg(list).arg(0).arg(-1).clone();
+        let mut found: Vec<String> = command.query(&mut self.blocking(database)).expect("a list");
+        found.reverse();
+        let message = |text: &String| serde_json::from_str(text).expect("JSON");
+        found.iter().map(message).collect()
+    }
+
+    /// The task ids of the messages of a list, the oldest first, as code that blocks its thread.
+    pub(crate) fn ids(&self, database: u8, list: &str) -> Vec<String> {
+        let messages = self.messages(database, list);
+        let id = |message: &serde_json::Value| message["headers"]["id"].as_str().map(str::to_owned);
+        messages
+            .iter()
+            .map(|message| id(message).expect("an id"))
+            .collect()
+    }
+
+    fn blocking(&self, database: u8) -> redis::Connection {
+        let client = redis::Client::open(self.url(database)).expect("a URL");
+        client.get_connection().expect("a connection")
     }
 
     /// kill -9, and waits until it is gone.

@@ -120,6 +120,7 @@ async fn redis_starts_stops_and_starts_again() {
         password: Some("geheim"),
         tls: Some(&certificates),
         durable: true,
+        ..Default::default()
     });
     let mut connection = server.connection().await;
     let _: () = connection.lpush("list", b"a\x06\x16").await.expect("LPUSH");

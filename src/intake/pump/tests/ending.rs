@@ -109,6 +109,26 @@ async fn a_storm_of_demands_is_answered_calmly_and_ends_the_session() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_demand_after_each_answer_ends_the_session_too() {
+    let mut bench = start().await;
+    bench.server.send(&transaction(100)).await;
+    bench.items(3).await;
+    // The task stays in flight: without an end of ours the server would ask for ever.
+    let began = Instant::now();
+    while began.elapsed() < ms(60_000) {
+        bench.server.send(&keepalive(150, true)).await;
+        while bench.batches.try_recv().is_ok() {}
+        match bench.server.hear(ms(1_000)).await {
+            Some(Heard::Status(status)) => assert!(status.flushed <= Lsn(100)),
+            Some(Heard::CopyDone) => break,
+            other => panic!("{other:?} instead of an answer"),
+        }
+    }
+    assert!(began.elapsed() <= ms(4_000), "{:?}", began.elapsed());
+    assert!(matches!(bench.ended().await, Ended::Left));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drift_ends_the_session() {
     let bench = start().await;
     let error = Error::judged(Place::Preflight, Policy::Stop(Stop::SlotLost), "gone");

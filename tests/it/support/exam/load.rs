@@ -146,7 +146,9 @@ impl Rows {
             let padding = format!("{CANARY_PAYLOAD} {}", "x".repeat(length));
             hashes.push(hash(&id, &key, *seq, &padding));
             seqs.push(*seq);
-            (ids.push(id), keys.push(key), paddings.push(padding));
+            ids.push(id);
+            keys.push(key);
+            paddings.push(padding);
         }
         let inserted = client
             .execute(insert, &[&ids, &keys, &seqs, &hashes, &paddings])

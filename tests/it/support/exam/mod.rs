@@ -125,6 +125,7 @@ retry = {{ backoff = "50ms..500ms" }}
     pub(crate) fn insert(&self, rows: usize) {
         self.postgres.psql(&format!(
             "do $$ begin
+               perform set_config('synchronous_commit', 'off', false);
                for n in 1 .. {rows} loop
                  insert into aftercommit.outbox (task, key, kwargs)
                  values ('exam.single', n % 1000, json_build_object('n', n, 'padding', '{CANARY_PAYLOAD}'));
@@ -242,6 +243,25 @@ retry = {{ backoff = "50ms..500ms" }}
         })
         .await
     }
+}
+
+/// The processor time that a daemon has used so far.
+pub(crate) fn processor_time(daemon: &Daemon) -> Duration {
+    // proc(5): utime and stime are the 12th and 13th field after the name, in hundredths of a second.
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).expect("proc(5)");
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks = fields
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<u64>());
+    Duration::from_millis(10 * ticks.map(|ticks| ticks.expect("a number")).sum::<u64>())
+}
+
+/// Whether a record of the log holds these words.
+pub(crate) fn says(record: &serde_json::Value, words: &str) -> bool {
+    let text = |name: &str| record[name].as_str().unwrap_or_default();
+    text("message").contains(words) || text("cause").contains(words)
 }
 
 /// What a daemon has said holds neither a payload nor a secret, and no panic.

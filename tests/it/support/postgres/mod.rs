@@ -1,5 +1,6 @@
 //! Private Postgres servers.
 
+mod databases;
 pub(crate) mod programs;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use self::databases::write_for_server;
 use self::programs::{Programs, give_to_server, how_to_get, installed};
 use super::port::free_port;
 use super::process::{Process, scratch};
@@ -35,6 +37,8 @@ pub(crate) struct Options<'a> {
     pub(crate) hba: Option<&'a str>,
     /// Offer TLS with this certificate.
     pub(crate) tls: Option<&'a Certificates>,
+    /// Names and contents of files in the data directory.
+    pub(crate) files: &'a [(&'a str, &'a str)],
 }
 
 impl Default for Options<'_> {
@@ -44,6 +48,7 @@ impl Default for Options<'_> {
             settings: &[],
             hba: None,
             tls: None,
+            files: &[],
         }
     }
 }
@@ -83,6 +88,9 @@ impl Postgres {
         }
         if let Some(hba) = options.hba {
             fs::write(data.join("pg_hba.conf"), hba).expect("pg_hba.conf");
+        }
+        for (name, text) in options.files {
+            write_for_server(&data.join(name), text);
         }
         fs::write(data.join("postgresql.conf"), settings).expect("postgresql.conf");
         Postgres::run(programs, directory)
@@ -162,11 +170,7 @@ impl Postgres {
 
     /// A connection as a user.
     pub(crate) async fn client_as(&self, user: &str) -> tokio_postgres::Client {
-        let (client, connection) = tokio_postgres::connect(&self.url(user), tokio_postgres::NoTls)
-            .await
-            .expect("a connection");
-        tokio::spawn(connection);
-        client
+        self.client_in(user, DATABASE).await
     }
 
     /// kill -9 of the postmaster and all its backends.

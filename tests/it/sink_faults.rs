@@ -1,0 +1,327 @@
+//! Faults of the broker, and of the way to it.
+
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands;
+
+use crate::support::daemon::Daemon;
+use crate::support::exam::{
+    CANARY_SECRET, Exam, IN_FLIGHT, LIST, assert_discreet, processor_time, says,
+};
+use crate::support::proxy::{Fault, Proxy, Way};
+use crate::support::redis::{Options, Redis};
+use crate::support::tls::Certificates;
+use crate::support::wait::{PATIENCE, eventually};
+
+/// From the broker's return to the first new delivery.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// Watches a daemon whose broker is away for so long: it uses little of the processor, and says little.
+async fn assert_calm(daemon: &Daemon, time: Duration) {
+    let (used, records, since) = (
+        processor_time(daemon),
+        daemon.records().len(),
+        Instant::now(),
+    );
+    tokio::time::sleep(time).await;
+    let used = processor_time(daemon) - used;
+    let elapsed = since.elapsed();
+    eprintln!("{used:?} of processor time within {elapsed:?}");
+    assert!(
+        used < elapsed / 4,
+        "{used:?} of processor time within {elapsed:?}"
+    );
+    let said = daemon.records().len() - records;
+    assert!(
+        said < 20,
+        "{said} records within {elapsed:?}: {}",
+        daemon.tail()
+    );
+}
+
+fn through(exam: &Exam, proxy: &Proxy) -> String {
+    exam.config_through(
+        &exam.postgres_url(),
+        &exam.redis.url_through(proxy.port(), 0),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_durable_redis_that_is_killed_loses_nothing() {
+    const ROUNDS: usize = 5;
+    let mut exam = Exam::start_with(Options {
+        durable: true,
+        ..Options::default()
+    });
+    let mut random = exam.random(0);
+    let load = exam.load(2, Duration::from_millis(100));
+    let daemon = Daemon::start(&exam.config());
+    let mut slowest = Duration::ZERO;
+    for round in 0..ROUNDS {
+        let before = exam.pushed().await;
+        exam.wait_for_pushed(before + 1).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(..200))).await;
+        exam.redis.kill9();
+        if round == 0 {
+            assert_calm(&daemon, Duration::from_secs(3)).await;
+        }
+        exam.redis.restart();
+        let back = Instant::now();
+        let kept = exam.pushed().await;
+        exam.wait_for_pushed(kept + 1).await;
+        slowest = slowest.max(back.elapsed());
+    }
+    load.stop().await;
+    eprintln!("recovered within {slowest:?}");
+    assert!(slowest < RECOVERS_WITHIN, "{slowest:?}");
+    let receipt = exam.receipt().await;
+    receipt.assert_sound("kill -9 of Redis", ROUNDS * IN_FLIGHT);
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_hangs_is_waited_for() {
+    let mut exam = Exam::start();
+    let load = exam.load(2, Duration::from_millis(100));
+    let mut daemon = Daemon::start(&exam.config());
+    exam.wait_for_pushed(1).await;
+    exam.redis.stop();
+    assert_calm(&daemon, Duration::from_secs(5)).await;
+    exam.redis.cont();
+    let (back, before) = (Instant::now(), exam.pushed().await);
+    exam.wait_for_pushed(before + 1).await;
+    assert!(back.elapsed() < RECOVERS_WITHIN);
+    // Its answer came within the sink's timeout.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    assert_discreet(&daemon);
+    assert_eq!(exam.pushed().await, exam.different().await, "each once");
+
+    // Now it does not, and what was sent meanwhile is applied late: it comes twice, never in another order.
+    let config = exam
+        .config()
+        .replace("queue =", "timeout = \"500ms\"\nqueue =");
+    let mut daemon = Daemon::start(&config);
+    let before = exam.pushed().await;
+    exam.wait_for_pushed(before + 1).await;
+    exam.redis.stop();
+    daemon
+        .wait_for_log("a third attempt", |record| record["attempts"] == 3)
+        .await;
+    exam.redis.cont();
+    load.stop().await;
+    let receipt = exam.receipt().await;
+    let attempts = daemon.records();
+    let attempts = attempts
+        .iter()
+        .filter(|record| says(record, "away"))
+        .count();
+    receipt.assert_sound("SIGSTOP beyond the timeout", attempts * IN_FLIGHT);
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cut_and_reset_connections_lose_nothing() {
+    const ROUNDS: usize = 24;
+    let mut exam = Exam::start();
+    let mut random = exam.random(0);
+    let proxy = Proxy::start(exam.redis.port());
+    let load = exam.load(2, Duration::from_millis(100));
+    let daemon = Daemon::start(&through(&exam, &proxy));
+    for round in 0..ROUNDS {
+        let before = exam.pushed().await;
+        exam.wait_for_pushed(before + 1).await;
+        let connections = proxy.accepted();
+        match round % 3 {
+            0 => proxy.set(Way::Up, Fault::CutAfter(random.u64(..50_000))),
+            1 => proxy.set(Way::Down, Fault::CutAfter(random.u64(..60))),
+            _ => {
+                tokio::time::sleep(Duration::from_millis(random.u64(..50))).await;
+                proxy.reset();
+            }
+        }
+        eventually(PATIENCE, "a new connection", || async {
+            (proxy.accepted() > connections).then_some(())
+        })
+        .await;
+        proxy.pass();
+    }
+    load.stop().await;
+    let receipt = exam.receipt().await;
+    receipt.assert_sound("cut connections", 2 * ROUNDS * IN_FLIGHT);
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_repeats_the_same_ids() {
+    let mut exam = Exam::start();
+    let proxy = Proxy::start(exam.redis.port());
+    let load = exam.load(2, Duration::from_millis(50));
+    let daemon = Daemon::start(&through(&exam, &proxy));
+    for _ in 0..3 {
+        let before = exam.pushed().await;
+        exam.wait_for_pushed(before + 1).await;
+        proxy.set(Way::Down, Fault::BlackHole);
+        // The lane waits for an answer that will not come, and what is committed meanwhile waits behind it.
+        eventually(PATIENCE, "tasks that wait", || async {
+            let written = exam.written().await.len();
+            (written > exam.pushed().await + 200).then_some(())
+        })
+        .await;
+        proxy.reset();
+        proxy.pass();
+    }
+    load.stop().await;
+    let receipt = exam.receipt().await;
+    assert!(receipt.duplicates > 0, "no answer was lost");
+    receipt.assert_sound("lost answers", 3 * IN_FLIGHT);
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_redis_is_tried_again_without_a_storm() {
+    let mut exam = Exam::start();
+    let mut connection = exam.redis.connection().await;
+    let mut set = async |name: &str, value: &str| {
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg(name).arg(value);
+        set.exec_async(&mut connection).await.expect("CONFIG SET");
+    };
+    set("maxmemory-policy", "noeviction").await;
+    set("maxmemory", "4mb").await;
+    let load = exam.load(3, Duration::from_millis(20));
+    let mut daemon = Daemon::start(&exam.config());
+    daemon
+        .wait_for_log("what to do", |record| says(record, "raise its maxmemory"))
+        .await;
+    assert_calm(&daemon, Duration::from_secs(4)).await;
+    let before = exam.pushed().await;
+    set("maxmemory", "0").await;
+    let back = Instant::now();
+    exam.wait_for_pushed(before + 1).await;
+    assert!(back.elapsed() < RECOVERS_WITHIN, "{:?}", back.elapsed());
+    load.stop().await;
+    exam.receipt().await.assert_sound("Redis out of memory", 0);
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_told_and_tried_again() {
+    let exam = Exam::start();
+    let proxy = Proxy::start(exam.redis.port());
+    let url = format!("redis://:{CANARY_SECRET}-new@127.0.0.1:{}/0", proxy.port());
+    exam.insert(10);
+    let mut daemon = Daemon::start(&exam.config_through(&exam.postgres_url(), &url));
+    daemon
+        .wait_for_log("what is wrong", |record| {
+            says(record, "refuses user or password of broker_url")
+        })
+        .await;
+    let connections = proxy.accepted();
+    assert_calm(&daemon, Duration::from_secs(4)).await;
+    let connections = proxy.accepted() - connections;
+    assert!(connections < 20, "{connections} attempts");
+    assert!(daemon.running());
+
+    let mut connection = exam.redis.connection().await;
+    let mut set = redis::cmd("CONFIG");
+    set.arg("SET")
+        .arg("requirepass")
+        .arg(format!("{CANARY_SECRET}-new"));
+    set.exec_async(&mut connection).await.expect("CONFIG SET");
+    let back = Instant::now();
+    eventually(PATIENCE, "the messages", || {
+        let mut connection = connection.clone();
+        async move { (connection.llen(LIST).await == Ok(10)).then_some(()) }
+    })
+    .await;
+    assert!(back.elapsed() < RECOVERS_WITHIN, "{:?}", back.elapsed());
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_url_leads_to_its_database() {
+    let certificates = Certificates::new();
+    let exam = Exam::start_with(Options {
+        tls: Some(&certificates),
+        ..Options::default()
+    });
+    let socket = format!(
+        "redis+socket://:{CANARY_SECRET}@{}?virtual_host=3",
+        exam.redis.socket().display()
+    );
+    let trusted = |path: &std::path::Path| {
+        format!(
+            "{}?ssl_cert_reqs=required&ssl_ca_certs={}",
+            exam.redis.tls_url(5),
+            path.display()
+        )
+    };
+    let tls = trusted(&certificates.authority());
+    for (url, database) in [(socket, 3), (exam.redis.url(4), 4), (tls, 5)] {
+        let mut daemon = Daemon::start(&exam.config_through(&exam.postgres_url(), &url));
+        exam.insert(10);
+        let connection = exam.redis.connection_to(database).await;
+        eventually(PATIENCE, "the messages", || {
+            let mut connection = connection.clone();
+            async move { (connection.llen(LIST).await == Ok(10)).then_some(()) }
+        })
+        .await;
+        assert_eq!(daemon.terminate().await.code(), Some(0));
+        assert_discreet(&daemon);
+    }
+
+    // Somebody else's authority.
+    let other = Certificates::new();
+    let url = trusted(&other.authority());
+    let mut daemon = Daemon::start(&exam.config_through(&exam.postgres_url(), &url));
+    exam.insert(1);
+    let record = daemon
+        .wait_for_log("the refusal", |record| says(record, "certificate"))
+        .await;
+    eprintln!("{record}");
+    assert!(daemon.running());
+    let mut connection = exam.redis.connection_to(5).await;
+    assert_eq!(connection.llen(LIST).await, Ok(10));
+    assert_discreet(&daemon);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_is_down_holds_up_the_others_only_when_the_budget_is_used() {
+    let exam = Exam::start();
+    let other = Redis::start();
+    let proxy = Proxy::start(other.port());
+    proxy.refuse();
+    let config = exam.config().replace(
+        "[[route]]",
+        &format!(
+            "[sink.celery.down]\nbroker_url = \"{}\"\n\n[[route]]\ntask = \"down.*\"\nsink = \"down\"\n\n[[route]]",
+            other.url_through(proxy.port(), 0)
+        ),
+    );
+    let daemon = Daemon::start(&config);
+    let down = |rows: usize| {
+        exam.postgres.psql(&format!(
+            "insert into aftercommit.outbox (task) select 'down.task' from generate_series(1, {rows})"
+        ));
+    };
+    down(IN_FLIGHT / 2);
+    exam.insert(2_000);
+    exam.wait_for_pushed(2_000).await;
+    assert_eq!(proxy.accepted(), 0);
+
+    // The budget is one for all sinks. More than one read brings, so that what follows is not in the daemon's hands.
+    down(20_000);
+    exam.insert(10);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(exam.pushed().await, 2_000);
+
+    proxy.pass();
+    exam.wait_for_pushed(2_010).await;
+    let connection = other.connection().await;
+    eventually(PATIENCE, "the other sink's messages", || {
+        let mut connection = connection.clone();
+        async move { (connection.llen(LIST).await == Ok(IN_FLIGHT / 2 + 20_000)).then_some(()) }
+    })
+    .await;
+    assert_discreet(&daemon);
+}
