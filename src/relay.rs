@@ -5,14 +5,18 @@
 //! goes to the intake, which confirms it.
 
 mod gatehouse;
+mod outgoing;
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+pub use self::gatehouse::Gate;
+use self::gatehouse::{Gatehouse, size};
+use self::outgoing::Outgoing;
+pub use self::outgoing::SinkLanes;
 use crate::delivery::{Passage, Report};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
@@ -36,16 +40,6 @@ const TRANSACTIONS: usize = 1 << 18;
 
 /// Room for messages to a lane beyond the in-flight limit: what one message of the intake can bring on top of it.
 pub const LANE_SLACK: usize = 1 << 17;
-
-/// The lanes of one sink.
-#[derive(Debug)]
-pub struct SinkLanes {
-    /// Where each lane takes its tasks.
-    pub lanes: Vec<mpsc::Sender<Vec<Passage>>>,
-}
-
-pub use self::gatehouse::Gate;
-use self::gatehouse::{Gatehouse, size};
 
 /// The relay's ends of its channels.
 #[derive(Debug)]
@@ -111,7 +105,7 @@ pub struct Relay {
     router: Router,
     /// By route: index of its sink.
     sink_of_route: Vec<usize>,
-    sinks: Vec<SinkLanes>,
+    outgoing: Outgoing,
     gatehouse: Gatehouse,
     budget: Budget,
     channels: Channels,
@@ -129,10 +123,6 @@ pub struct Relay {
     /// Tasks that were rejected; they stay unsettled.
     rejected: u64,
     delivered: u64,
-    hasher: RandomState,
-    /// By sink and lane: what the message in hand brings.
-    outgoing: Vec<Vec<Vec<Passage>>>,
-    spread: usize,
 }
 
 enum Wake {
@@ -156,14 +146,10 @@ impl Relay {
         budget: Budget,
         channels: Channels,
     ) -> Relay {
-        let outgoing = sinks
-            .iter()
-            .map(|sink| sink.lanes.iter().map(|_| Vec::new()).collect())
-            .collect();
         Relay {
             router,
             sink_of_route,
-            sinks,
+            outgoing: Outgoing::new(sinks),
             gatehouse: Gatehouse::new(gate),
             budget,
             channels,
@@ -176,9 +162,6 @@ impl Relay {
             bytes: 0,
             rejected: 0,
             delivered: 0,
-            hasher: RandomState::new(),
-            outgoing,
-            spread: 0,
         }
     }
 
@@ -377,37 +360,16 @@ impl Relay {
             return;
         };
         let sink = self.sink_of_route[route];
-        let lanes = self.outgoing[sink].len();
-        let lane = match (lanes, task.key()) {
-            (1, _) => 0,
-            (_, Some(key)) => {
-                let mut hasher = self.hasher.build_hasher();
-                hasher.write(key);
-                (hasher.finish() % lanes as u64) as usize
-            }
-            (_, None) => {
-                self.spread = self.spread.wrapping_add(1);
-                self.spread % lanes
-            }
-        };
-        self.outgoing[sink][lane].push(Passage {
+        let passage = Passage {
             task,
             ticket,
             route,
-        });
+        };
+        self.outgoing.add(sink, passage);
     }
 
     fn send_off(&mut self) {
-        for (sink, lanes) in self.outgoing.iter_mut().enumerate() {
-            for (lane, passages) in lanes.iter_mut().enumerate() {
-                if passages.is_empty() {
-                    continue;
-                }
-                let sent = self.sinks[sink].lanes[lane].try_send(std::mem::take(passages));
-                // The budget bounds what is in the lanes, and a lane ends only after the relay.
-                self.lane_died |= sent.is_err();
-            }
-        }
+        self.lane_died |= !self.outgoing.send_off();
     }
 
     fn report(&mut self, report: Report) {
@@ -433,12 +395,14 @@ impl Relay {
         self.rejected += 1;
         self.bytes -= task.size();
         self.passing = Passing::Closed;
+        let lsn = task.position.commit_lsn;
         let message = format!(
-            "task {} ({:?}), committed at {}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
-             the slot, and is tried again at the next start. Correct the configuration",
+            "task {} ({:?}), committed at {lsn}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
+             the slot, and is tried again at the next start. Correct the configuration; or send it elsewhere, by a [[route]] \
+             for exactly its name; or skip its whole transaction: \
+             select pg_replication_slot_advance('<slot>', '{lsn}'::pg_lsn + 1)",
             task.id(),
             task.name(),
-            task.position.commit_lsn,
         );
         self.drain(halted(Stop::Runtime, message));
     }

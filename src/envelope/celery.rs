@@ -14,7 +14,6 @@
 //! - `payload` alone is refused: Celery calls functions, and only the application knows which argument it is.
 
 use std::borrow::Cow;
-use std::io::Write as _;
 
 use super::call::Call;
 use super::json::{self, Kind};
@@ -180,12 +179,20 @@ impl<'t> Message<'t> {
         if out.last() != Some(&b'{') {
             out.push(b',');
         }
-        let lsn = self.task.position.commit_lsn;
-        // Writing to a Vec cannot fail.
-        let _ = write!(out, "\"{LSN_HEADER}\":\"{lsn}\",\"{COMMITTED_AT_HEADER}\":");
+        write_name(out, LSN_HEADER);
+        out.push(b'"');
+        self.task.position.commit_lsn.write(out);
+        out.extend_from_slice(b"\",");
+        write_name(out, COMMITTED_AT_HEADER);
         write_time(out, Some(self.task.committed_at));
         out.push(b'}');
     }
+}
+
+fn write_name(out: &mut Vec<u8>, name: &str) {
+    out.push(b'"');
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
 }
 
 /// The text between the braces of a checked object; `None` if there is none.

@@ -1,9 +1,9 @@
 //! A Celery message as kombu's virtual transports keep it, on Redis: one JSON object in a list.
 
 use std::io::Write as _;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use uuid::Uuid;
 
 use super::celery::{Message, Properties};
@@ -67,6 +67,13 @@ fn write_properties(out: &mut Vec<u8>, message: &Message<'_>, tag: Uuid) {
     out.push(b'}');
 }
 
+/// With vector instructions, where the processor has them.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+static BASE64: LazyLock<base64::engine::Simd> =
+    LazyLock::new(|| base64::engine::Simd::standard(base64::engine::general_purpose::PAD));
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+static BASE64: base64::engine::GeneralPurpose = base64::engine::general_purpose::STANDARD;
+
 /// Appends `bytes` in base64.
 pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
     let start = out.len();
@@ -74,7 +81,7 @@ pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
     out.resize(start + encoded, 0);
     let written = out
         .get_mut(start..)
-        .and_then(|space| STANDARD.encode_slice(bytes, space).ok());
+        .and_then(|space| BASE64.encode_slice(bytes, space).ok());
     debug_assert_eq!(written, Some(encoded), "the space was measured for it");
 }
 

@@ -3,8 +3,6 @@
 //! Requests are written straight into the buffer that goes to the socket: the `redis` crate copies each argument three
 //! times on its way, which cost as much CPU per message as the making of the message (measured: 2.1 µs against 1.15).
 
-use std::io::Write as _;
-
 /// A reply is never larger; only a set of bindings comes near.
 const MAX_REPLY: usize = 8 << 20;
 /// Arrays inside of arrays: EXEC's is one deep.
@@ -56,8 +54,16 @@ pub(super) fn write_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
 /// Appends `*<n>` or `$<n>`, with its line end.
 pub(super) fn write_header(out: &mut Vec<u8>, kind: u8, n: usize) {
     out.push(kind);
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{n}");
+    let (mut digits, mut first, mut rest) = ([b'0'; 20], 20, n);
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (rest % 10) as u8;
+        rest /= 10;
+        first -= 1;
+        if rest == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(digits.get(first..).unwrap_or_default());
     out.extend_from_slice(b"\r\n");
 }
 
