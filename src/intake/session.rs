@@ -48,7 +48,10 @@ pub(super) async fn open(
 ) -> Result<(Open<Socket>, Facts), Error> {
     let sql = connect_sql(&intake.target, APPLICATION_NAME).await?;
     let facts = check(intake, &sql, &mut history.warned).await?;
-    let mut walsender = Walsender::connect(&intake.target, APPLICATION_NAME).await?;
+    let mut walsender = match Walsender::connect(&intake.target, APPLICATION_NAME).await {
+        Ok(walsender) => walsender,
+        Err(refusal) => return Err(about_rights(intake, &sql, refusal).await),
+    };
     let system = walsender.identify_system().await?;
     let identity = (system.system_id, system.timeline);
     if history.identity.as_ref() != Some(&identity) {
@@ -85,9 +88,13 @@ pub(super) async fn open(
         false => Lsn::ZERO,
     };
     let version = walsender.server_version();
-    let copy = walsender
+    let started = walsender
         .start_replication(&intake.slot, start, &intake.publication)
-        .await?;
+        .await;
+    let copy = match started {
+        Ok(copy) => copy,
+        Err(refusal) => return Err(about_rights(intake, &sql, refusal).await),
+    };
     let pid = i32::try_from(copy.backend_pid).unwrap_or_default();
     let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
     let findings = findings.map_err(|error| Error::sql("the walsender's state", error))?;
@@ -110,6 +117,22 @@ pub(super) async fn open(
         session,
     };
     Ok((open, facts))
+}
+
+/// A walsender that was refused for want of a right: with what the catalogs say that our role lacks, and the SQL for it.
+async fn about_rights(intake: &Intake, sql: &Client, refusal: Error) -> Error {
+    if !matches!(refusal.sqlstate(), Some("42501" | "28000")) {
+        return refusal;
+    }
+    let expected = Expectation {
+        role: Some(intake.target.user().to_owned()),
+        ..expectation(intake)
+    };
+    let facts = preflight::facts(sql, &expected).await;
+    match facts.ok().as_ref().and_then(preflight::judge_role) {
+        Some(finding) => refusal.remedied(format!("By the catalogs, {finding}")),
+        None => refusal,
+    }
 }
 
 /// Up to where the slot is confirmed.

@@ -6,7 +6,7 @@ mod table;
 
 pub use table::judge as judge_table;
 
-use super::facts::{Facts, OLDEST, Role};
+use super::facts::{Facts, OLDEST};
 use super::{Class, Expectation, Finding, Severity, standby};
 use crate::control::ident;
 
@@ -25,7 +25,7 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(judge_table(facts, expected));
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
-    findings.extend(facts.role.as_ref().and_then(|r| role(r, &facts.database)));
+    findings.extend(judge_role(facts));
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings
 }
@@ -76,7 +76,9 @@ fn encoding(facts: &Facts) -> Option<Finding> {
     })
 }
 
-fn role(role: &Role, database: &str) -> Option<Finding> {
+/// What the role lacks that the daemon logs in as, where it was asked about.
+pub fn judge_role(facts: &Facts) -> Option<Finding> {
+    let (role, database) = (facts.role.as_ref()?, &facts.database);
     let name = ident(&role.name);
     let fatal = |what| Finding::fatal(Class::Configuration, what);
     if !role.exists {

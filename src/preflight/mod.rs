@@ -16,7 +16,7 @@ use crate::outbox::{Columns, Field, TableName};
 use crate::replication::APPLICATION_NAME;
 
 pub use facts::{Column, Facts, Membership, Publication, Role, Slot, Table, facts};
-pub use judge::{drift, judge, judge_ground, judge_table};
+pub use judge::{drift, judge, judge_ground, judge_role, judge_table};
 pub use standby::check_walsender;
 
 /// What the daemon is configured for.

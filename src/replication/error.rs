@@ -97,6 +97,7 @@ struct Inner {
     context: Option<Context>,
     query: Option<&'static str>,
     lsn: Option<Lsn>,
+    remedy: Option<String>,
 }
 
 /// With whom we spoke.
@@ -115,6 +116,7 @@ impl Error {
             context: None,
             query: None,
             lsn: None,
+            remedy: None,
         }))
     }
 
@@ -211,6 +213,13 @@ impl Error {
         self
     }
 
+    /// The same error, with the remedy that was found for it: a better one than what the error alone can tell.
+    #[must_use]
+    pub fn remedied(mut self, words: impl Into<String>) -> Error {
+        self.0.remedy = Some(words.into());
+        self
+    }
+
     /// What was under way.
     pub fn place(&self) -> Place {
         self.0.place
@@ -231,6 +240,10 @@ impl Error {
 
     pub(super) fn kind(&self) -> &Kind {
         &self.0.kind
+    }
+
+    pub(super) fn found_remedy(&self) -> Option<&str> {
+        self.0.remedy.as_deref()
     }
 
     pub(super) fn context(&self) -> Option<&Context> {
@@ -268,6 +281,7 @@ impl fmt::Display for Error {
             context,
             query,
             lsn,
+            ..
         } = &*self.0;
         write!(f, "{place}")?;
         if let Some(query) = query {

@@ -39,8 +39,11 @@ impl Error {
     }
 
     /// What the operator can do about it.
-    pub fn remedy(&self) -> Option<Cow<'static, str>> {
-        self.verdict().1
+    pub fn remedy(&self) -> Option<Cow<'_, str>> {
+        match self.found_remedy() {
+            Some(words) => Some(words.into()),
+            None => self.verdict().1,
+        }
     }
 
     fn verdict(&self) -> Verdict {
@@ -131,7 +134,10 @@ impl Error {
             }
             (_, "28P01") => stop(
                 Stop::Configuration,
-                format!("Check the password in the URL or in password_file for role {user}"),
+                format!(
+                    "Check the password in the URL or in password_file for role {user}; psql sets a new one with \
+                     \\password {user}"
+                ),
             ),
             (_, "28000") if place == Connect => stop(
                 Stop::Configuration,
@@ -143,12 +149,17 @@ impl Error {
             (_, "28000") => stop(
                 Stop::Configuration,
                 format!(
-                    "Check that role {user} exists and may log in, and what pg_hba.conf asks of it"
+                    "As a superuser: create role {user} login replication, if there is none; alter role {user} \
+                     login, if it may not log in; else look at what pg_hba.conf asks of it"
                 ),
             ),
             (_, "3D000") => stop(
                 Stop::Configuration,
                 format!("Create database {database}, or name another one in the URL"),
+            ),
+            (_, "42501") if message.routine == "CheckMyDatabase" => stop(
+                Stop::Configuration,
+                format!("As the database's owner: grant connect on database {database} to {user}"),
             ),
             (_, "42501") if place != Sql => stop(
                 Stop::Configuration,

@@ -139,8 +139,12 @@ async fn who_may_not_come_in() {
     copy(&server, NAME, false);
     server.psql(
         "create role walker login replication password 'another';
-         create role plain login; create role stranger login replication",
+         create role plain login; create role stranger login replication; create role locked replication;
+         create role guest login replication",
     );
+    server.psql(&format!(
+        "revoke connect on database {NAME} from public; grant connect on database {NAME} to walker, plain, stranger"
+    ));
     server.psql_in(NAME, "grant usage on schema aftercommit to plain");
     for (user, database, words) in [
         (
@@ -151,7 +155,23 @@ async fn who_may_not_come_in() {
         (
             "plain",
             NAME,
-            ["SQLSTATE 42501", "alter role \"plain\" replication"],
+            [
+                "SQLSTATE 42501",
+                "By the catalogs, the daemon's role \"plain\" may not replicate\n    alter role \"plain\" replication;",
+            ],
+        ),
+        (
+            "locked",
+            NAME,
+            ["SQLSTATE 28000", "alter role \"locked\" login"],
+        ),
+        (
+            "guest",
+            NAME,
+            [
+                "SQLSTATE 42501",
+                "grant connect on database \"aftercommit\" to \"guest\"",
+            ],
         ),
         ("stranger", NAME, ["SQLSTATE 28000", "pg_hba.conf"]),
         (

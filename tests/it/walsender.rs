@@ -133,7 +133,7 @@ async fn a_session_is_opened_or_refused_with_the_remedy() {
         (
             tcp("locked:tops3cret", "app"),
             CONFIGURATION,
-            &["28000", "may log in"],
+            &["28000", "alter role \"locked\" login"],
         ),
         (
             tcp("relay:tops3cret", "nowhere"),
@@ -561,7 +561,7 @@ async fn a_standby_is_passed_over_unless_asked_for() {
     );
     // The standby trusts everybody, and does not know this role: an answer, which ends the search.
     let error = walsender(&both).await.expect_err("unknown role");
-    check(&error, CONFIGURATION, &["28000", "exists"]);
+    check(&error, CONFIGURATION, &["28000", "does not exist"]);
     let both = format!(
         "host=127.0.0.1,{} port={},{} user=postgres dbname=postgres",
         primary.socket_directory().display(),

@@ -1,7 +1,7 @@
 //! A healthy server, and each way of not being one.
 
 use super::*;
-use crate::preflight::facts::{Column, Membership, Publication, Slot, Table};
+use crate::preflight::facts::{Column, Membership, Publication, Role, Slot, Table};
 
 fn expected() -> Expectation {
     Expectation {

@@ -201,3 +201,40 @@ fn every_other_fault_has_its_policy() {
         assert_eq!(error.policy(), policy, "{error}");
     }
 }
+
+#[test]
+fn a_missing_right_is_named_with_the_sql_that_grants_it() {
+    let context = Context {
+        server: "db:5432".to_owned(),
+        user: "o\"r".to_owned(),
+        database: "app".to_owned(),
+    };
+    for (sqlstate, routine, words) in [
+        (
+            "42501",
+            "CheckMyDatabase",
+            r#"grant connect on database "app" to "o""r""#,
+        ),
+        ("42501", "InitPostgres", r#"alter role "o""r" replication"#),
+        (
+            "28000",
+            "InitializeSessionUserId",
+            r#"alter role "o""r" login"#,
+        ),
+        ("28P01", "auth_failed", r#"\password "o""r""#),
+    ] {
+        let message = ServerMessage {
+            sqlstate: sqlstate.to_owned(),
+            routine: routine.to_owned(),
+            ..ServerMessage::default()
+        };
+        let error = Error::server(Place::Authentication, message).with(&context);
+        let remedy = error.remedy().expect("a remedy").into_owned();
+        assert!(remedy.contains(words), "{remedy}");
+        let policy = error.policy();
+        let error = error.remedied("Do this instead");
+        assert_eq!(error.policy(), policy);
+        let shown = error.to_string();
+        assert!(shown.ends_with(". Do this instead"), "{shown}");
+    }
+}
