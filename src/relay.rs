@@ -6,8 +6,7 @@
 
 mod gatehouse;
 mod outgoing;
-
-use std::time::Duration;
+mod phase;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -17,19 +16,18 @@ pub use self::gatehouse::Gate;
 use self::gatehouse::{Gatehouse, size};
 use self::outgoing::Outgoing;
 pub use self::outgoing::SinkLanes;
+pub use self::phase::End;
+use self::phase::Phase;
 use crate::delivery::{Passage, Report};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
-use crate::intake::{Batch, Confirmation, Halt, Item, Line, Order, Session};
+use crate::intake::{Batch, Confirmation, Item, Line, Order, Session};
 use crate::outbox::Task;
 use crate::outbox::assembler::Event;
 use crate::pg::Lsn;
 use crate::replication::Stop;
 use crate::route::Router;
 use crate::watermark::{Begun, Ticket, Watermark};
-
-/// How long a graceful stop may take to deliver what is in flight. Below the ten seconds that container runtimes give.
-const DRAIN_WITHIN: Duration = Duration::from_secs(8);
 
 /// Items at the gate, for each task of the budget: an empty transaction and a keepalive take room too.
 const WAITING_ITEMS: u64 = 4;
@@ -67,15 +65,6 @@ pub struct Budget {
     pub bytes: usize,
 }
 
-/// How the daemon ends.
-#[derive(Debug)]
-pub enum End {
-    /// As asked, by a signal or by `--until`.
-    Clean,
-    /// Only the operator can help.
-    Halted(Halt),
-}
-
 /// The transaction whose events are coming through.
 #[derive(Clone, Copy, Debug)]
 enum Passing {
@@ -88,16 +77,6 @@ enum Passing {
     /// Nothing passes any more: the daemon drains, and this would be new, or could never be confirmed. Never left, or a
     /// keepalive behind what was not taken would confirm it.
     Closed,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Running,
-    /// Nothing new begins; what is in flight is delivered, until the deadline.
-    Draining {
-        deadline: Instant,
-        end: End,
-    },
 }
 
 /// The relay.
@@ -182,7 +161,7 @@ impl Relay {
                         in_flight = self.watermark.outstanding(),
                         "what is in flight was not delivered in time; it is not lost, and some of it may be sent twice"
                     );
-                    break self.take_end();
+                    break self.phase.take_end();
                 }
                 Wake::Report(report) => self.report(report),
                 Wake::News(News::Cleared(clearance)) => self.cleared(clearance),
@@ -191,14 +170,14 @@ impl Relay {
                 }
                 Wake::Line => self.line(),
                 Wake::Batch(batch) => self.batch(batch),
-                Wake::IntakeGone | Wake::LanesGone => break part_died(),
+                Wake::IntakeGone | Wake::LanesGone => break End::part_died(),
             }
             if self.lane_died {
-                break part_died();
+                break End::part_died();
             }
             self.publish();
             if self.drained() {
-                break self.take_end();
+                break self.phase.take_end();
             }
         };
         info!(delivered = self.delivered, confirmed = %self.watermark.confirmed().lsn(), "stopping");
@@ -214,10 +193,7 @@ impl Relay {
             && self.bytes < self.budget.bytes
             && (self.gatehouse.items() as u64) < self.budget.tasks.saturating_mul(WAITING_ITEMS)
             && self.watermark.transactions() < TRANSACTIONS;
-        let deadline = match self.phase {
-            Phase::Draining { deadline, .. } => Some(deadline),
-            Phase::Running => None,
-        };
+        let deadline = self.phase.deadline();
         let take = room && !self.intake_halted && (deadline.is_none() || self.is_completing());
         tokio::select! {
             biased;
@@ -328,7 +304,7 @@ impl Relay {
 
     fn pass_begin(&mut self, commit_lsn: Lsn) {
         let closed = matches!(self.passing, Passing::Closed);
-        if closed || self.is_draining() && !self.watermark.in_transaction() {
+        if closed || self.phase.is_draining() && !self.watermark.in_transaction() {
             self.passing = Passing::Closed;
             return;
         }
@@ -336,7 +312,7 @@ impl Relay {
             Ok(Begun::Open { ticket, skip }) => Passing::Open { ticket, skip },
             Ok(Begun::Known) => Passing::Known,
             Err(gap) => {
-                self.drain(halted(Stop::SlotLost, gap.to_string()));
+                self.drain(End::halted(Stop::SlotLost, gap.to_string()));
                 Passing::Closed
             }
         };
@@ -404,31 +380,14 @@ impl Relay {
             task.id(),
             task.name(),
         );
-        self.drain(halted(Stop::Runtime, message));
+        self.drain(End::halted(Stop::Runtime, message));
     }
 
-    fn is_draining(&self) -> bool {
-        matches!(self.phase, Phase::Draining { .. })
-    }
-
-    /// Begins to drain. What was there first decides how the daemon ends, but an error is not hidden by a signal.
     fn drain(&mut self, end: End) {
-        match &mut self.phase {
-            Phase::Running => {
-                if let End::Clean = end {
-                    info!(in_flight = self.watermark.outstanding(), "draining");
-                }
-                self.phase = Phase::Draining {
-                    deadline: Instant::now() + DRAIN_WITHIN,
-                    end,
-                };
-            }
-            Phase::Draining {
-                end: first @ End::Clean,
-                ..
-            } => *first = end,
-            Phase::Draining { .. } => {}
+        if let (End::Clean, false) = (&end, self.phase.is_draining()) {
+            info!(in_flight = self.watermark.outstanding(), "draining");
         }
+        self.phase.drain(end);
     }
 
     /// A transaction of which only a part was taken is completed, or it would all come again; but not if it cannot be.
@@ -441,7 +400,7 @@ impl Relay {
     fn drained(&self) -> bool {
         // A task may have been rejected on another generation, whose work no longer counts.
         let settled = self.watermark.outstanding() <= self.rejected;
-        self.is_draining() && settled && !self.is_completing()
+        self.phase.is_draining() && settled && !self.is_completing()
     }
 
     fn publish(&mut self) {
@@ -452,7 +411,7 @@ impl Relay {
             known.lsn = if news { lsn } else { known.lsn };
             news
         });
-        if !self.is_draining()
+        if !self.phase.is_draining()
             && session
                 .until
                 .is_some_and(|until| until != Lsn::ZERO && lsn.lsn() >= until)
@@ -461,27 +420,6 @@ impl Relay {
             self.drain(End::Clean);
         }
     }
-
-    fn take_end(&mut self) -> End {
-        match std::mem::replace(&mut self.phase, Phase::Running) {
-            Phase::Draining { end, .. } => end,
-            Phase::Running => End::Clean,
-        }
-    }
-}
-
-fn part_died() -> End {
-    halted(
-        Stop::Runtime,
-        "a part of the daemon has ended unexpectedly; see the log above",
-    )
-}
-
-fn halted(stop: Stop, words: impl Into<String>) -> End {
-    End::Halted(Halt {
-        stop,
-        words: words.into(),
-    })
 }
 
 async fn sleep_until(deadline: Option<Instant>) {

@@ -1,5 +1,7 @@
 //! The relay between a scripted intake, gate and lanes.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;

@@ -1,6 +1,8 @@
 //! How the daemon ends: by a signal, at a position, or because it must.
 
 use super::*;
+use crate::intake::Halt;
+use crate::relay::phase::DRAIN_WITHIN;
 
 #[tokio::test(start_paused = true)]
 async fn a_halt_is_heard_of_while_the_budget_is_used_up() {
