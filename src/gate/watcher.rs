@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use tracing::{info, warn};
 
 use super::clearance::{Clearance, Snapshot};
@@ -26,6 +26,15 @@ const POLL: BackoffRange = BackoffRange {
 };
 /// How long one poll may take before its connection counts as dead.
 const POLL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What is asked while a transaction waits.
+const SNAPSHOT: &str = "select pg_is_in_recovery(), pg_current_snapshot()::text";
+
+/// A connection to the primary with the query prepared: to parse and plan it each time would take the server as long again.
+struct Primary {
+    client: Client,
+    query: Statement,
+}
 
 /// Who asks, and where.
 #[derive(Clone, Debug)]
@@ -70,7 +79,7 @@ impl Watch {
         mut wanted: watch::Receiver<Option<Wanted>>,
         news: mpsc::Sender<News>,
     ) {
-        let mut primary: Option<Client> = None;
+        let mut primary: Option<Primary> = None;
         let mut replicas: Vec<Option<Client>> = self.replicas.iter().map(|_| None).collect();
         let mut reconnect = Backoff::new(RECONNECT);
         // The first connection is made before it is needed: a wait then costs one round trip.
@@ -126,7 +135,7 @@ impl Watch {
         &self,
         target: Option<Wanted>,
         walsender_pid: u32,
-        primary: &mut Option<Client>,
+        primary: &mut Option<Primary>,
         replicas: &mut [Option<Client>],
         wanted: &mut watch::Receiver<Option<Wanted>>,
     ) -> Result<Option<Clearance>, Error> {
@@ -170,45 +179,49 @@ impl Watch {
 
     async fn snapshot(
         &self,
-        client: &mut Option<Client>,
+        primary: &mut Option<Primary>,
         walsender_pid: u32,
     ) -> Result<Snapshot, Error> {
-        let open = match client.take() {
+        let open = match primary.take() {
             Some(open) => open,
-            None => {
-                let open = connect_sql(&self.primary, "aftercommit gate").await?;
-                let sql = format!(
-                    "select active_pid from pg_replication_slots where slot_name = {}",
-                    postgres_protocol::escape::escape_literal(&self.slot)
-                );
-                let pid = first_row(&open, &sql).await?.first().cloned().flatten();
-                if pid != Some(walsender_pid.to_string()) {
-                    return Err(Error::refused(
-                        Place::Sql,
-                        "the gate's connection leads to another server than the replication connection; point [postgres] \
-                         url straight at the primary, not at a pooler or a balancer",
-                    ));
-                }
-                open
-            }
+            None => self.open(walsender_pid).await?,
         };
-        let row = first_row(
-            &open,
-            "select pg_is_in_recovery(), pg_current_snapshot()::text",
-        )
-        .await?;
-        match row.as_slice() {
-            [Some(recovery), Some(snapshot)] if recovery == "f" => {
-                let snapshot = Snapshot::parse(snapshot)
-                    .map_err(|error| Error::refused(Place::Sql, error.to_string()))?;
-                *client = Some(open);
-                Ok(snapshot)
-            }
-            _ => Err(Error::refused(
+        let row = answered(open.client.query_one(&open.query, &[])).await?;
+        let (Ok(recovery), Ok(snapshot)) = (row.try_get::<_, bool>(0), row.try_get::<_, &str>(1))
+        else {
+            return Err(Error::refused(
+                Place::Sql,
+                "the server did not return a snapshot",
+            ));
+        };
+        if recovery {
+            return Err(Error::refused(
                 Place::Sql,
                 "the server that [postgres] url leads to is a standby; tasks pass at the primary only",
-            )),
+            ));
         }
+        let snapshot = Snapshot::parse(snapshot)
+            .map_err(|error| Error::refused(Place::Sql, error.to_string()))?;
+        *primary = Some(open);
+        Ok(snapshot)
+    }
+
+    async fn open(&self, walsender_pid: u32) -> Result<Primary, Error> {
+        let client = connect_sql(&self.primary, "aftercommit gate").await?;
+        let sql = format!(
+            "select active_pid from pg_replication_slots where slot_name = {}",
+            postgres_protocol::escape::escape_literal(&self.slot)
+        );
+        let pid = first_row(&client, &sql).await?.first().cloned().flatten();
+        if pid != Some(walsender_pid.to_string()) {
+            return Err(Error::refused(
+                Place::Sql,
+                "the gate's connection leads to another server than the replication connection; point [postgres] \
+                 url straight at the primary, not at a pooler or a balancer",
+            ));
+        }
+        let query = answered(client.prepare(SNAPSHOT)).await?;
+        Ok(Primary { client, query })
     }
 }
 
@@ -236,15 +249,7 @@ async fn replay_position(target: &Target, client: &mut Option<Client>) -> Result
 
 /// The simple protocol: one round trip, and no statement to prepare.
 async fn first_row(client: &Client, sql: &str) -> Result<Vec<Option<String>>, Error> {
-    let messages = match tokio::time::timeout(POLL_TIMEOUT, client.simple_query(sql)).await {
-        Ok(answer) => answer.map_err(|error| Error::sql("the gate's snapshot", error))?,
-        Err(_) => {
-            return Err(Error::refused(
-                Place::Sql,
-                "no answer to the gate's query within 20 s",
-            ));
-        }
-    };
+    let messages = answered(client.simple_query(sql)).await?;
     let row = messages.into_iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
@@ -254,6 +259,19 @@ async fn first_row(client: &Client, sql: &str) -> Result<Vec<Option<String>>, Er
             .map(|i| row.get(i).map(str::to_owned))
             .collect()
     }))
+}
+
+/// The answer to a query, unless its connection counts as dead.
+async fn answered<T>(
+    query: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Error> {
+    match tokio::time::timeout(POLL_TIMEOUT, query).await {
+        Ok(answer) => answer.map_err(|error| Error::sql("the gate's snapshot", error)),
+        Err(_) => Err(Error::refused(
+            Place::Sql,
+            "no answer to the gate's query within 20 s",
+        )),
+    }
 }
 
 /// tokio's timer has a grain of a millisecond; a shorter pause is slept on a thread of its own.
