@@ -25,6 +25,8 @@ pub(super) struct History {
     until: Option<Lsn>,
     /// Where the slot stood when the last session began.
     stood: Lsn,
+    /// Since then another daemon has moved it.
+    overtaken: bool,
     /// Warnings that are in the log already.
     pub warned: Warned,
 }
@@ -63,16 +65,19 @@ pub(super) async fn open(
         }
         history.identity = Some(identity);
         history.generation += 1;
-    } else if slot_position(&facts) > history.stood.max(channels.confirmed.borrow().lsn.lsn()) {
+    } else if history.sessions > 0
+        && !history.overtaken
+        && slot_position(&facts) > history.stood.max(channels.confirmed.borrow().lsn.lsn())
+    {
         // What we know of transactions is stale: one that was cut in the middle was taken whole by another, and will not
         // come again.
         warn!(
             slot = %intake.slot,
             "the slot stands further than we confirmed: another daemon has read on meanwhile; starting from the slot's own position"
         );
+        history.overtaken = true;
         history.generation += 1;
     }
-    history.stood = slot_position(&facts);
     if history.until.is_none() {
         history.until = match intake.until {
             Some(Until::Now) => Some(system.xlog_pos),
@@ -100,6 +105,8 @@ pub(super) async fn open(
     let findings = findings.map_err(|error| Error::sql("the walsender's state", error))?;
     refuse(findings, &mut history.warned)?;
     history.sessions += 1;
+    history.stood = slot_position(&facts);
+    history.overtaken = false;
     let session = Session {
         number: history.sessions,
         generation: history.generation,

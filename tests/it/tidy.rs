@@ -7,12 +7,6 @@ use std::path::{Path, PathBuf};
 /// Lines of a file. One that is longer is asking which second thing it does.
 const LONGEST: usize = 450;
 
-/// Files that may be longer, and why.
-const LONG_FILES: [(&str, &str); 1] = [(
-    "relay.rs",
-    "one loop and its state: its cases are read together",
-)];
-
 /// Nobody leaves these behind.
 const LEFT_OVERS: [&str; 6] = ["TODO", "FIXME", "XXX", "todo!", "unimplemented!", "dbg!"];
 
@@ -222,12 +216,8 @@ fn every_file_says_what_it_is_and_stays_short() {
             wrong.push(format!("{}: has no head that says what it is", source.path));
         }
         let lines = source.text.lines().count();
-        let may_be_long = LONG_FILES.iter().any(|(path, _)| *path == source.path);
-        if lines > LONGEST && !may_be_long {
+        if lines > LONGEST {
             wrong.push(format!("{}: has {lines} lines", source.path));
-        }
-        if lines <= LONGEST && may_be_long {
-            wrong.push(format!("{}: is not long any more", source.path));
         }
     }
     for path in files("tests/it")
