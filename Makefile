@@ -1,6 +1,6 @@
 # What a developer types. Each target installs what is missing on Debian first, and says so.
 
-.PHONY: test demo
+.PHONY: test demo bench
 
 # Everything: pure tests, and end-to-end tests on private real servers.
 test:
@@ -14,3 +14,8 @@ demo:
 	scripts/apt-install.sh postgresql $(if $(CELERY),redis-server python3-venv)
 	$(if $(CELERY),scripts/python-env.sh)
 	cargo run --quiet --release -- demo $(if $(CELERY),--celery)
+
+# How fast it is, as ratios to a bare loop: about ten minutes. benches/README.md explains.
+bench:
+	scripts/apt-install.sh postgresql redis-server
+	benches/run.sh
