@@ -6,7 +6,7 @@
 #     --small         a twentieth of the rows, and one run: whether it works, not how fast it is
 #     --runs N        rounds of each comparison (3)
 #     --seconds N     of each latency measurement, of which there are twelve (10)
-#     --home FOLDER   keep servers' folder there, with its backlogs, and use what is there already
+#     --home FOLDER   keep the servers' folder there, with its backlogs, and use what is there already
 #     --daemon FILE   the program to measure, instead of a release build
 #
 # The tables go to standard output, in Markdown; all else to standard error. README.md explains the columns.
@@ -116,7 +116,11 @@ for name in "${parts[@]}"; do
 done
 query -c checkpoint
 
-say "$(nproc) cores, $(postgres --version), load $(cut -d' ' -f1-3 /proc/loadavg)"
+cpu=$(sed -n 's/^model name.*: //p' /proc/cpuinfo | head -n 1)
+postgres=$(postgres --version | cut -d' ' -f3) redis_version=$(redis-server --version | sed 's/.* v=\([^ ]*\).*/\1/')
+echo "$(nproc) cores ($cpu), Linux $(uname -r), PostgreSQL $postgres, Redis $redis_version, loopback TCP; load average at the start: $(cut -d' ' -f1-3 /proc/loadavg)."
+# A fraction of the rows says nothing about speed: most of such a run is its start.
+aim() { [ -n "$small" ] || echo "--aim $1"; }
 reader="$target/bench/floor slot={slot} publication=bench rows={rows}"
 recv="pg_recvlogical -d bench -S {slot} --start -o proto_version=1 -o publication_names=bench --endpos={end} -F 0 --no-loop -f /dev/null"
 run="$daemon run -c $here/aftercommit.toml --until {end}"
@@ -124,9 +128,9 @@ for name in "${parts[@]}"; do
     case $name in
     latency) "$here/latency.py" --bin "$target/bench" --daemon "$daemon" --rounds 3 --seconds "$seconds" ;;
     *)
-        "$here/ratio.py" --backlog "$name" --runs "$runs" --aim 1.15,2,32 \
+        "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.15,2,32) \
             "floor=$reader" "pg_recvlogical=$recv" "aftercommit, null=env SLOT={slot} SINK=null $run"
-        "$here/ratio.py" --backlog "$name" --runs "$runs" --aim 1.3,,48 \
+        "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.3,,48) \
             "floor, Redis=$reader mode=celery" "aftercommit, celery=env SLOT={slot} SINK=celery $run"
         ;;
     esac
