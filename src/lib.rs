@@ -8,6 +8,7 @@ pub mod control;
 pub mod delivery;
 pub mod envelope;
 pub mod gate;
+pub mod hold;
 pub mod intake;
 pub mod logging;
 pub mod outbox;

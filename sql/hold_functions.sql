@@ -1,0 +1,177 @@
+-- The queues of aftercommit.hold, and what an operator or an application may do to a held task with nothing but psql.
+-- All but cancel() run with the caller's rights.
+
+-- Everything that changes a queue takes this lock first, until the end of its transaction; per slot.
+create or replace function aftercommit.hold_lock(slot text) returns void
+language sql volatile
+set search_path = ''
+as $function$
+  select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('aftercommit hold'), pg_catalog.hashtext(slot))
+$function$;
+
+-- Lets queues go on whose first task waits although none before it is left: up to 1,000 tasks of each become due, not
+-- beyond a dead one. The caller holds the lock.
+create or replace function aftercommit.hold_advance(slots text[], sinks text[], keys text[]) returns void
+language sql volatile
+set search_path = ''
+as $function$
+  update aftercommit.hold h
+  set due_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
+  from pg_catalog.unnest(slots, sinks, keys) k (slot, sink, key)
+  cross join lateral (
+    select first.hold_id,
+           pg_catalog.first_value(first.due_at) over in_order as head_due_at,
+           pg_catalog.bool_or(first.state = 'dead') over in_order as is_stopped
+    from (
+      select q.hold_id, q.due_at, q.state
+      from aftercommit.hold q
+      where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
+        and pg_catalog.hashtextextended(q.key, 0) = pg_catalog.hashtextextended(k.key, 0)
+      order by q.hold_id
+      limit 1000
+    ) first
+    window in_order as (order by first.hold_id)
+  ) next
+  where h.hold_id = next.hold_id and h.due_at is null and next.head_due_at is null and not next.is_stopped
+$function$;
+
+-- Whoever deletes a row, those behind it go on.
+create or replace function aftercommit.hold_after_delete() returns trigger
+language plpgsql volatile
+set search_path = ''
+as $function$
+declare
+  slots text[];
+  sinks text[];
+  keys text[];
+begin
+  select array_agg(k.slot), array_agg(k.sink), array_agg(k.key) into slots, sinks, keys
+  from (select distinct g.slot, g.sink, g.key from gone g where g.blocks) k;
+  if slots is not null then
+    perform aftercommit.hold_lock(s) from (select distinct s from unnest(slots) s order by s) s;
+    perform aftercommit.hold_advance(slots, sinks, keys);
+  end if;
+  return null;
+end
+$function$;
+
+create or replace trigger hold_after_delete
+  after delete on aftercommit.hold
+  referencing old table as gone
+  for each statement execute function aftercommit.hold_after_delete();
+
+-- A scheduled task whose time has come while a task of its key is held before it waits in the queue from now on.
+create or replace function aftercommit.hold_enqueue(slot text, hold_ids bigint[]) returns void
+language plpgsql volatile
+set search_path = ''
+as $function$
+begin
+  perform aftercommit.hold_lock(hold_enqueue.slot);
+  update aftercommit.hold h
+  set blocks = true, due_at = null, updated_at = clock_timestamp()
+  where h.hold_id = any (hold_ids) and h.slot = hold_enqueue.slot and not h.blocks and h.key is not null
+    and h.state <> 'dead'
+    and exists (
+      select from aftercommit.hold q
+      where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
+        and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
+    );
+end
+$function$;
+
+-- Sends dead tasks again, with all their attempts, and retrying ones now; says how many these are. One that stands
+-- behind another one of its key waits for that one. Scheduled tasks are left alone.
+create or replace function aftercommit.hold_retry(hold_ids bigint[]) returns bigint
+language plpgsql volatile
+set search_path = ''
+as $function$
+declare
+  retried bigint;
+begin
+  perform aftercommit.hold_lock(s.slot)
+  from (select distinct h.slot from aftercommit.hold h where h.hold_id = any (hold_ids) order by h.slot) s;
+  update aftercommit.hold h
+  set state = 'retrying', updated_at = clock_timestamp(),
+      attempts = case when h.state = 'dead' then 0 else h.attempts end,
+      due_at = case
+        when not h.blocks or not exists (
+          select from aftercommit.hold q
+          where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
+            and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
+        ) then clock_timestamp()
+      end
+  where h.hold_id = any (hold_ids) and h.state <> 'scheduled';
+  get diagnostics retried = row_count;
+  return retried;
+end
+$function$;
+
+create or replace function aftercommit.hold_retry(hold_id bigint) returns boolean
+language sql volatile
+set search_path = ''
+as $function$
+  select aftercommit.hold_retry(array[hold_id]) = 1
+$function$;
+
+-- Drops held tasks, and says how many. One that is being sent at this moment may still arrive.
+create or replace function aftercommit.hold_discard(hold_ids bigint[]) returns bigint
+language plpgsql volatile
+set search_path = ''
+as $function$
+declare
+  discarded bigint;
+begin
+  perform aftercommit.hold_lock(s.slot)
+  from (select distinct h.slot from aftercommit.hold h where h.hold_id = any (hold_ids) order by h.slot) s;
+  delete from aftercommit.hold h where h.hold_id = any (hold_ids);
+  get diagnostics discarded = row_count;
+  return discarded;
+end
+$function$;
+
+create or replace function aftercommit.hold_discard(hold_id bigint) returns boolean
+language sql volatile
+set search_path = ''
+as $function$
+  select aftercommit.hold_discard(array[hold_id]) = 1
+$function$;
+
+-- Cancels a scheduled task by its id. The answer:
+--   cancelled     it will not run, if this transaction commits
+--   too late      its time has come, or it has been tried: it runs, or has run, or is dead
+--   not held      it is not in the hold: it was dispatched or cancelled before, never scheduled, or has committed so
+--                 shortly before that it is not held yet: then ask again
+--
+-- For the application, which may not touch the table: it runs with the owner's rights. It waits for nobody, and makes
+-- nobody wait: the daemon passes over a task whose cancelling transaction is still open.
+create or replace function aftercommit.cancel(id text) returns text
+language plpgsql volatile security definer
+set search_path = ''
+as $function$
+begin
+  delete from aftercommit.hold h
+  where h.id = cancel.id and h.state = 'scheduled' and h.released_at is null and not h.blocks;
+  if found then
+    return 'cancelled';
+  end if;
+  perform from aftercommit.hold h where h.id = cancel.id;
+  return case when found then 'too late' else 'not held' end;
+end
+$function$;
+
+create or replace function aftercommit.cancel(id uuid) returns text
+language sql volatile security invoker
+set search_path = ''
+as $function$
+  select aftercommit.cancel(id::text)
+$function$;
+
+create or replace function aftercommit.cancel(id bigint) returns text
+language sql volatile security invoker
+set search_path = ''
+as $function$
+  select aftercommit.cancel(id::text)
+$function$;
+
+-- A function is everybody's when it is made.
+revoke execute on all functions in schema aftercommit from public;
