@@ -6,7 +6,7 @@ create or replace function aftercommit.hold_lock(slot text) returns void
 language sql volatile
 set search_path = ''
 as $function$
-  select pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('aftercommit hold'), pg_catalog.hashtext(slot))
+  select pg_advisory_xact_lock(hashtext('aftercommit hold'), hashtext(slot))
 $function$;
 
 -- Lets queues go on whose first task waits although none before it is left: up to 1,000 tasks of each become due, not
@@ -16,17 +16,17 @@ language sql volatile
 set search_path = ''
 as $function$
   update aftercommit.hold h
-  set due_at = pg_catalog.clock_timestamp(), updated_at = pg_catalog.clock_timestamp()
-  from pg_catalog.unnest(slots, sinks, keys) k (slot, sink, key)
+  set due_at = clock_timestamp(), updated_at = clock_timestamp()
+  from unnest(slots, sinks, keys) k (slot, sink, key)
   cross join lateral (
     select first.hold_id,
-           pg_catalog.first_value(first.due_at) over in_order as head_due_at,
-           pg_catalog.bool_or(first.state = 'dead') over in_order as is_stopped
+           first_value(first.due_at) over in_order as head_due_at,
+           bool_or(first.state = 'dead') over in_order as is_stopped
     from (
       select q.hold_id, q.due_at, q.state
       from aftercommit.hold q
       where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
-        and pg_catalog.hashtextextended(q.key, 0) = pg_catalog.hashtextextended(k.key, 0)
+        and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
       order by q.hold_id
       limit 1000
     ) first
