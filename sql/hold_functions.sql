@@ -174,4 +174,16 @@ as $function$
 $function$;
 
 -- A function is everybody's when it is made.
-revoke execute on all functions in schema aftercommit from public;
+revoke execute on function
+  aftercommit.hold_lock(text),
+  aftercommit.hold_advance(text[], text[], text[]),
+  aftercommit.hold_after_delete(),
+  aftercommit.hold_enqueue(text, bigint[]),
+  aftercommit.hold_retry(bigint[]),
+  aftercommit.hold_retry(bigint),
+  aftercommit.hold_discard(bigint[]),
+  aftercommit.hold_discard(bigint),
+  aftercommit.cancel(text),
+  aftercommit.cancel(uuid),
+  aftercommit.cancel(bigint)
+  from public;

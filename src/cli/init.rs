@@ -9,16 +9,17 @@ use super::exit::Code;
 use super::{Failure, plan};
 use crate::config::Config;
 use crate::control::{self, ApplyError, Event, Wanted};
+use crate::outbox::config::Retention;
 use crate::outbox::{Columns, TableName};
 use crate::preflight::{
     self, Class, Expectation, Finding, Severity, judge_ground, judge_table, worst,
 };
 use crate::replication::{self, Policy, Target, connect_sql};
 
-/// Make what the daemon needs in the database: schema, outbox table, enqueue(), roles, publication and slot.
+/// Make what the daemon needs in the database: schema, outbox table, enqueue(), hold table, roles, publication and slot.
 ///
-/// Running it again changes nothing that is there. With an outbox table of your own (outbox.table), only the
-/// publication and the slot are made.
+/// Running it again changes nothing that is there. With an outbox table of your own (outbox.table), that one is left as
+/// it is, but for the daemon's right to read it and to delete settled rows.
 ///
 /// It connects by --url, else by postgres.url of the configuration. Everything can be made by a superuser, or by a
 /// role that owns the database and has CREATEROLE and REPLICATION. A role without CREATEROLE can do it too: it leaves
@@ -62,6 +63,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     }
     let mut expected = Expectation::new(&columns, &postgres.slot, &postgres.publication);
     expected.role = Some(target.user().to_owned());
+    expected.deletes = config.outbox.retention == Retention::Delete;
     let target = match &args.url {
         Some(url) => Target::parse(url.expose_secret(), None)
             .map_err(|why| Failure::new(Code::Config, format!("--url: {why}")))?,

@@ -1,5 +1,6 @@
 //! From facts to findings. Pure.
 
+mod holding;
 mod publication;
 mod slot;
 mod table;
@@ -24,6 +25,7 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(judge_table(facts, expected));
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
+    findings.extend(holding::judge(facts, expected));
     findings.extend(facts.role.as_ref().and_then(|r| role(r, &facts.database)));
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings

@@ -43,6 +43,7 @@ pub(crate) fn expected(wanted: &Wanted) -> Expectation {
         required: OURS.map(str::to_owned).to_vec(),
         optional: Vec::new(),
         application_name: "aftercommit".to_owned(),
+        deletes: true,
         role: wanted.login.clone(),
     }
 }
