@@ -9,14 +9,14 @@ as $function$
   select pg_advisory_xact_lock(hashtext('aftercommit hold'), hashtext(slot))
 $function$;
 
--- Lets queues go on whose first task waits although none before it is left: up to 1,000 tasks of each become due, not
--- beyond a dead one. The caller holds the lock.
+-- Lets queues go on whose first task waits although none before it is left: up to 1,000 tasks of each become due, all at
+-- the same time, not beyond a dead one. The caller holds the lock.
 create or replace function aftercommit.hold_advance(slots text[], sinks text[], keys text[]) returns void
 language sql volatile
 set search_path = ''
 as $function$
   update aftercommit.hold h
-  set due_at = clock_timestamp(), updated_at = clock_timestamp()
+  set due_at = (select clock_timestamp()), updated_at = clock_timestamp()
   from unnest(slots, sinks, keys) k (slot, sink, key)
   cross join lateral (
     select first.hold_id,

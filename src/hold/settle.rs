@@ -1,6 +1,6 @@
 //! What a settled row leaves behind: no row in the outbox, and a checkpoint.
 
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Error as SqlError, Transaction};
 
 use super::wire::{AsWritten, to_pg_lsn};
@@ -34,13 +34,22 @@ pub async fn delete_settled(
     if ids.is_empty() {
         return Ok(0);
     }
-    db.execute_typed(
-        &delete_statement(table, id_column),
-        &[(&AsWritten(ids), Type::UNKNOWN)],
-    )
-    .await
-    .map_err(|e| Error::sql("delete settled rows", e))
+    let statement = delete_statement(table, id_column);
+    let ids = AsWritten(ids);
+    let params: [(&(dyn ToSql + Sync), Type); 1] = [(&ids, Type::UNKNOWN)];
+    let deleted = tokio::try_join!(
+        db.batch_execute(BY_INDEX),
+        db.execute_typed(&statement, &params)
+    );
+    match deleted {
+        Ok(((), deleted)) => Ok(deleted),
+        Err(e) => Err(Error::sql("delete settled rows", e)),
+    }
 }
+
+/// The planner, which takes every page of an index for a read from disk, would rather read the whole table for some
+/// hundred ids, up to hundreds of thousands of rows, ten times slower.
+const BY_INDEX: &str = "set local enable_seqscan = off";
 
 fn delete_statement(table: &TableName, id_column: &str) -> String {
     let column = postgres_protocol::escape::escape_identifier(id_column);

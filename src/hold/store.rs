@@ -31,7 +31,7 @@ const COPIED: [Field; 10] = [
 const PARK: &str = "\
 with given as (
   select g.*, g.may_block and g.key is not null as blocks,
-         case when g.state <> 'dead' then coalesce(g.at, clock_timestamp() + g.due_in * interval '1 microsecond') end as due
+         case when g.state <> 'dead' then coalesce(g.at, (select clock_timestamp()) + g.due_in * interval '1 microsecond') end as due
   from unnest($2::text[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::text[], $9::int8[],
               $10::timestamptz[], $11::int4[], $12::text[], $13::pg_lsn[], $14::int8[], $15::timestamptz[])
     with ordinality g (sink, route, state, may_block, id, task, key, due_in,

@@ -12,6 +12,8 @@ mod control_postgres;
 mod demo;
 mod example;
 mod gate;
+mod hold_cli;
+mod hold_store;
 mod init;
 mod kills;
 mod preflight;

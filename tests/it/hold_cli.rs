@@ -1,0 +1,1 @@
+//! `aftercommit hold` on a real server.
