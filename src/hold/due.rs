@@ -34,19 +34,9 @@ with recursive sinks as (
           where h.slot = $1 and h.due_at is not null and h.sink > s.sink order by h.sink limit 1)
   from sinks s where s.sink is not null
 ), picked as (
-  select r.* from sinks s
+  select r.hold_id from sinks s
   cross join lateral (
-    select h.hold_id, h.due_at, h.state,
-           octet_length(h.id) + octet_length(h.task) + coalesce(octet_length(h.args), 0)
-             + coalesce(octet_length(h.kwargs), 0) + coalesce(octet_length(h.payload), 0)
-             + coalesce(octet_length(h.body), 0) + coalesce(octet_length(h.headers), 0)
-             + coalesce(octet_length(h.options), 0)::bigint as bytes,
-           not h.blocks and h.key is not null and exists (
-             select from aftercommit.hold q
-             where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
-               and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
-           ) and h.state = 'scheduled' as waits
-    from aftercommit.hold h
+    select h.hold_id, h.due_at from aftercommit.hold h
     where h.slot = $1 and h.sink = s.sink and h.due_at <= (select clock_timestamp())
       and not (h.hold_id in (select unnest($3::int8[])))
     order by h.due_at, h.hold_id
@@ -56,9 +46,21 @@ with recursive sinks as (
   order by r.due_at, r.hold_id
   limit $4
 ), chosen as materialized (
-  select * from (
-    select hold_id, state, waits, sum(bytes) over (order by due_at, hold_id) - bytes as before from picked
-  ) p where before < $5
+  select hold_id, state,
+         state = 'scheduled' and not blocks and key is not null and exists (
+           select from aftercommit.hold q
+           where q.slot = sized.slot and q.sink = sized.sink and q.blocks and q.key = sized.key
+             and hashtextextended(q.key, 0) = hashtextextended(sized.key, 0) and q.hold_id < sized.hold_id
+         ) as waits
+  from (
+    select h.hold_id, h.slot, h.sink, h.key, h.state, h.blocks, sum(
+        octet_length(concat(h.id, h.task, h.key, h.queue))::bigint
+          + coalesce(octet_length(h.args), 0) + coalesce(octet_length(h.kwargs), 0) + coalesce(octet_length(h.payload), 0)
+          + coalesce(octet_length(h.body), 0) + coalesce(octet_length(h.headers), 0) + coalesce(octet_length(h.options), 0)
+      ) over (order by h.due_at, h.hold_id rows between unbounded preceding and 1 preceding) as before
+    from picked p join aftercommit.hold h on h.hold_id = p.hold_id
+  ) sized
+  where before is null or before < $5
 ), released as (
   update aftercommit.hold h set released_at = clock_timestamp()
   where h.hold_id in (
