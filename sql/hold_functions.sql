@@ -19,20 +19,63 @@ as $function$
   set due_at = (select clock_timestamp()), updated_at = clock_timestamp()
   from unnest(slots, sinks, keys) k (slot, sink, key)
   cross join lateral (
-    select first.hold_id,
-           first_value(first.due_at) over in_order as head_due_at,
-           bool_or(first.state = 'dead') over in_order as is_stopped
+    select q.due_at, q.state
+    from aftercommit.hold q
+    where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
+      and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
+    order by q.hold_id
+    limit 1
+  ) head
+  cross join lateral (
+    select first.hold_id, bool_or(first.state = 'dead') over (order by first.hold_id) as is_stopped
     from (
-      select q.hold_id, q.due_at, q.state
+      select q.hold_id, q.state
       from aftercommit.hold q
       where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
         and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
       order by q.hold_id
       limit 1000
     ) first
-    window in_order as (order by first.hold_id)
   ) next
-  where h.hold_id = next.hold_id and h.due_at is null and next.head_due_at is null and not next.is_stopped
+  where head.due_at is null and head.state <> 'dead'
+    and h.hold_id = next.hold_id and h.due_at is null and not next.is_stopped
+$function$;
+
+-- What stands behind these rows, in the queues that they block, waits for them, whatever it was due at. The rows that
+-- have a due_at come first: those that wait already are not looked at, however many they are. The caller holds the lock.
+create or replace function aftercommit.hold_stop(hold_ids bigint[]) returns void
+language plpgsql volatile
+set search_path = ''
+as $function$
+declare
+  head record;
+  last bigint;
+begin
+  for head in
+    select h.slot, h.sink, h.key, min(h.hold_id) as hold_id
+    from aftercommit.hold h
+    where h.hold_id = any (hold_ids) and h.blocks
+    group by h.slot, h.sink, h.key
+  loop
+    last := head.hold_id;
+    loop
+      with next as (
+        select q.hold_id, q.due_at
+        from aftercommit.hold q
+        where q.slot = head.slot and q.sink = head.sink and q.blocks and q.key = head.key
+          and hashtextextended(q.key, 0) = hashtextextended(head.key, 0) and q.hold_id > last
+        order by q.hold_id
+        limit 100
+      ), stopped as (
+        update aftercommit.hold h set due_at = null, updated_at = clock_timestamp()
+        where h.hold_id in (select hold_id from next where due_at is not null)
+        returning h.hold_id
+      )
+      select max(hold_id) into last from stopped;
+      exit when last is null;
+    end loop;
+  end loop;
+end
 $function$;
 
 -- Whoever deletes a row, those behind it go on.
@@ -177,6 +220,7 @@ $function$;
 revoke execute on function
   aftercommit.hold_lock(text),
   aftercommit.hold_advance(text[], text[], text[]),
+  aftercommit.hold_stop(bigint[]),
   aftercommit.hold_after_delete(),
   aftercommit.hold_enqueue(text, bigint[]),
   aftercommit.hold_retry(bigint[]),

@@ -11,6 +11,7 @@ grant select, insert, update on table aftercommit.checkpoint to aftercommit_daem
 grant execute on function
   aftercommit.hold_lock(text),
   aftercommit.hold_advance(text[], text[], text[]),
+  aftercommit.hold_stop(bigint[]),
   aftercommit.hold_after_delete(),
   aftercommit.hold_enqueue(text, bigint[]),
   aftercommit.hold_retry(bigint[]),

@@ -203,6 +203,9 @@ async fn lock_rows(db: &Transaction<'_>, hold_ids: &[i64]) -> Result<(), SqlErro
     Ok(())
 }
 
+// Where a query below asks whether a queue is empty, it does so in a scalar subquery: that stays a look-up for each key,
+// and `not exists` becomes a join with the whole table.
+
 /// Drops rows whose tasks have been delivered. Returns the sink and the key of each queue that is empty now: such a key is
 /// free again. What waited behind them becomes due: ask for it with [`due`](super::due) soon.
 ///
@@ -223,9 +226,9 @@ pub async fn remove(
            delete from aftercommit.hold where hold_id = any ($1) returning hold_id, slot, sink, key, blocks
          )
          select h.sink, h.key from (select distinct slot, sink, key from gone where blocks) h
-         where not exists (
-           select from aftercommit.hold q
-           where ", in_queue_of!("h"), " and q.hold_id not in (select hold_id from gone))"
+         where (select true from aftercommit.hold q
+                where ", in_queue_of!("h"), " and q.hold_id not in (select hold_id from gone)
+                order by q.hold_id limit 1) is null"
     );
     let params = [(&hold_ids as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
     let removed = tokio::try_join!(lock_rows(db, hold_ids), db.query_typed(REMOVE, &params))
@@ -238,15 +241,7 @@ fn sinks_and_keys(rows: &[Row]) -> Result<Vec<(String, String)>, SqlError> {
     rows.iter().map(pair).collect()
 }
 
-/// Rows behind the given ones, in the queues that those block, wait for them: whatever they were due at before.
-const STOP_QUEUES: &str = concat!(
-    "update aftercommit.hold q set due_at = null, updated_at = clock_timestamp()
-     from (select slot, sink, key, min(hold_id) as hold_id from aftercommit.hold
-           where hold_id = any ($1) and blocks group by slot, sink, key) h
-     where ",
-    in_queue_of!("h"),
-    " and q.due_at is not null and q.hold_id > h.hold_id"
-);
+const STOP_QUEUES: &str = "select aftercommit.hold_stop($1)";
 
 /// Puts tasks off that were tried in vain: they are retrying, and later rows of their keys wait for them. One that has
 /// another one of its key before it waits for that one. One that lost its place when it died (it does not block) stays
@@ -284,7 +279,7 @@ pub async fn postpone(db: &Transaction<'_>, rows: &[Postponed]) -> Result<(), Er
     tokio::try_join!(
         lock_rows(db, &ids),
         db.execute_typed(POSTPONE, &stated),
-        db.execute_typed(STOP_QUEUES, &stated[..1]),
+        db.query_typed(STOP_QUEUES, &stated[..1]),
     )
     .map_err(|e| Error::sql("put held tasks off", e))?;
     Ok(())
@@ -317,9 +312,9 @@ pub async fn bury(
         "select h.sink, h.key
          from (select distinct slot, sink, key from aftercommit.hold
                where hold_id = any ($1) and not blocks and key is not null) h
-         where not exists (select from aftercommit.hold q where ",
+         where (select true from aftercommit.hold q where ",
         in_queue_of!("h"),
-        ")"
+        " order by q.hold_id limit 1) is null"
     );
     let ids: Vec<i64> = rows.iter().map(|row| row.0).collect();
     let attempts: Vec<i32> = rows.iter().map(|row| count(row.1)).collect();
@@ -334,7 +329,7 @@ pub async fn bury(
     let buried = tokio::try_join!(
         lock_rows(db, &ids),
         db.execute_typed(BURY, &stated),
-        db.execute_typed(STOP_QUEUES, &stated[..1]),
+        db.query_typed(STOP_QUEUES, &stated[..1]),
         db.query_typed(RELEASE_QUEUES, &stated[..1]),
         db.query_typed(FREED, &stated[..1]),
     );

@@ -328,7 +328,7 @@ const HOLDING: &str = "\
       where c.relkind = 'r' and c.relname in ('hold', 'checkpoint')
     ), functions as (
       select p.oid from schema s join pg_catalog.pg_proc p on p.pronamespace = s.oid
-      where p.proname in ('hold_lock', 'hold_advance', 'hold_enqueue', 'hold_after_delete')
+      where p.proname in ('hold_lock', 'hold_advance', 'hold_stop', 'hold_enqueue', 'hold_after_delete')
     ), asked as (
       select coalesce($5, current_user) as name, r.oid from (select) one
       left join pg_catalog.pg_roles r on r.rolname = coalesce($5, current_user)
@@ -338,7 +338,7 @@ const HOLDING: &str = "\
       'missing', array_remove(array[
         case when not exists (select from tables where relname = 'hold') then 'table aftercommit.hold' end,
         case when not exists (select from tables where relname = 'checkpoint') then 'table aftercommit.checkpoint' end,
-        case when (select count(*) from functions) < 4 or not exists (
+        case when (select count(*) from functions) < 5 or not exists (
           select from pg_catalog.pg_trigger g join tables h on h.oid = g.tgrelid where g.tgname = 'hold_after_delete'
         ) then 'the functions of aftercommit.hold' end
       ], null),
