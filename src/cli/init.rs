@@ -14,7 +14,7 @@ use crate::outbox::{Columns, TableName};
 use crate::preflight::{
     self, Class, Expectation, Finding, Severity, judge_ground, judge_table, worst,
 };
-use crate::replication::{self, Policy, Target, connect_sql};
+use crate::replication::{Target, connect_sql};
 
 /// Make what the daemon needs in the database: schema, outbox table, enqueue(), hold table, roles, publication and slot.
 ///
@@ -75,12 +75,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let runtime =
         runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
     runtime.block_on(async {
-        let client = connect_sql(&target, "aftercommit init")
-            .await
-            .map_err(unreachable)?;
-        let observer = connect_sql(&target, "aftercommit init")
-            .await
-            .map_err(unreachable)?;
+        let client = connect_sql(&target, "aftercommit init").await?;
+        let observer = connect_sql(&target, "aftercommit init").await?;
         match apply(&client, &observer, &wanted, &expected, &mut out).await {
             Ok(None) => Ok(()),
             Ok(Some(class)) => Err(Failure::new(
@@ -90,14 +86,6 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
             Err(error) => Err(Failure::new(error.code(), error.to_string())),
         }
     })
-}
-
-fn unreachable(error: replication::Error) -> Failure {
-    let code = match error.policy() {
-        Policy::Stop(stop) => Code::from(stop),
-        Policy::Reconnect | Policy::StandBy => Code::Temporary,
-    };
-    Failure::new(code, error.to_string())
 }
 
 /// `init` did not come to its end.

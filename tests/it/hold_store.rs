@@ -14,21 +14,21 @@ use crate::init::{apply, wanted};
 use crate::support::postgres::{Options, Postgres};
 
 const SLOT: &str = "aftercommit";
-const MINUTE: Duration = Duration::from_secs(60);
+pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 const ALL: Batch = Batch {
     tasks: 1_000_000,
     bytes: 1 << 30,
 };
 
 /// A server with everything that `init` makes, and two connections of the daemon's role.
-struct Store {
-    postgres: Postgres,
+pub(crate) struct Store {
+    pub(crate) postgres: Postgres,
     db: Client,
     look: Client,
 }
 
 impl Store {
-    async fn start() -> Store {
+    pub(crate) async fn start() -> Store {
         Store::on(15).await
     }
 
@@ -53,7 +53,7 @@ impl Store {
         }
     }
 
-    async fn park(&mut self, parks: &[Park]) {
+    pub(crate) async fn park(&mut self, parks: &[Park]) {
         let db = self.db.transaction().await.expect("a transaction");
         hold::park(&db, SLOT, parks).await.expect("parked");
         db.commit().await.expect("a commit");
@@ -96,7 +96,7 @@ impl Store {
     }
 
     /// Names of the tasks that are due, in order.
-    async fn due_names(&self) -> Vec<String> {
+    pub(crate) async fn due_names(&self) -> Vec<String> {
         names(&self.due().await)
     }
 
@@ -114,7 +114,7 @@ impl Store {
         names.iter().map(id).collect()
     }
 
-    fn id(&self, name: &str) -> i64 {
+    pub(crate) fn id(&self, name: &str) -> i64 {
         self.ids(&[name])[0]
     }
 
@@ -142,7 +142,7 @@ fn pair(sink: &str, key: &str) -> (String, String) {
 }
 
 /// A retrying task whose pause is over, for sink `a`; its place in the order of commits is `number`.
-fn park(number: u64, name: &str, key: Option<&str>) -> Park {
+pub(crate) fn park(number: u64, name: &str, key: Option<&str>) -> Park {
     let id = format!("id-{number}");
     let fields = [(Field::Id, id.as_str()), (Field::Task, name)];
     let fields = fields.into_iter().chain(key.map(|key| (Field::Key, key)));
