@@ -103,7 +103,8 @@ create or replace trigger hold_after_delete
   referencing old table as gone
   for each statement execute function aftercommit.hold_after_delete();
 
--- A scheduled task whose time has come while a task of its key is held before it waits in the queue from now on.
+-- A scheduled task whose time has come while a task of its key is held before it waits in the queue from now on, and what
+-- is behind it waits for it.
 create or replace function aftercommit.hold_enqueue(slot text, hold_ids bigint[]) returns void
 language plpgsql volatile
 set search_path = ''
@@ -119,11 +120,12 @@ begin
       where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
         and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
     );
+  perform aftercommit.hold_stop(hold_ids);
 end
 $function$;
 
 -- Sends dead tasks again, with all their attempts, and retrying ones now; says how many these are. One that stands
--- behind another one of its key waits for that one. Scheduled tasks are left alone.
+-- behind another one of its key still waits for that one. Scheduled tasks are left alone.
 create or replace function aftercommit.hold_retry(hold_ids bigint[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -137,11 +139,12 @@ begin
   set state = 'retrying', updated_at = clock_timestamp(),
       attempts = case when h.state = 'dead' then 0 else h.attempts end,
       due_at = case
-        when not h.blocks or not exists (
+        when h.blocks and exists (
           select from aftercommit.hold q
           where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
             and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
-        ) then clock_timestamp()
+        ) then h.due_at
+        else clock_timestamp()
       end
   where h.hold_id = any (hold_ids) and h.state <> 'scheduled';
   get diagnostics retried = row_count;
@@ -156,7 +159,8 @@ as $function$
   select aftercommit.hold_retry(array[hold_id]) = 1
 $function$;
 
--- Drops held tasks, and says how many. One that is being sent at this moment may still arrive.
+-- Drops held tasks, and says how many. One that is being sent at this moment may still arrive; one that an open
+-- transaction is cancelling is passed over.
 create or replace function aftercommit.hold_discard(hold_ids bigint[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -166,7 +170,10 @@ declare
 begin
   perform aftercommit.hold_lock(s.slot)
   from (select distinct h.slot from aftercommit.hold h where h.hold_id = any (hold_ids) order by h.slot) s;
-  delete from aftercommit.hold h where h.hold_id = any (hold_ids);
+  delete from aftercommit.hold h
+  where h.hold_id in (
+    select l.hold_id from aftercommit.hold l where l.hold_id = any (hold_ids) for update skip locked
+  );
   get diagnostics discarded = row_count;
   return discarded;
 end

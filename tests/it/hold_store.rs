@@ -23,8 +23,8 @@ const ALL: Batch = Batch {
 /// A server with everything that `init` makes, and two connections of the daemon's role.
 pub(crate) struct Store {
     pub(crate) postgres: Postgres,
-    db: Client,
-    look: Client,
+    pub(crate) db: Client,
+    pub(crate) look: Client,
 }
 
 impl Store {

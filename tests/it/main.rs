@@ -13,6 +13,7 @@ mod demo;
 mod example;
 mod gate;
 mod hold_cli;
+mod hold_histories;
 mod hold_store;
 mod init;
 mod kills;
