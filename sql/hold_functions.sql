@@ -144,7 +144,7 @@ begin
           where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
             and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
         ) then h.due_at
-        else clock_timestamp()
+        else least(h.due_at, clock_timestamp())
       end
   where h.hold_id = any (hold_ids) and h.state <> 'scheduled';
   get diagnostics retried = row_count;

@@ -9,6 +9,7 @@ use fastrand::Rng;
 use tokio_postgres::Client;
 
 use crate::hold_store::{Store, park};
+use crate::support::postgres::Postgres;
 
 const SLOT: &str = "aftercommit";
 const STEPS: u32 = 150;
@@ -218,13 +219,26 @@ async fn rows(db: &Client) -> Vec<i64> {
 
 #[tokio::test]
 async fn no_history_breaks_a_queue() {
+    try_histories(15, 8).await;
+}
+
+#[tokio::test]
+async fn nor_on_any_other_version() {
+    for version in [14, 16, 17, 18] {
+        if Postgres::available_or_skip(version) {
+            try_histories(version, 2).await;
+        }
+    }
+}
+
+async fn try_histories(version: u32, count: usize) {
     let seeds = match std::env::var("AFTERCOMMIT_TEST_SEED") {
         Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (0..8).map(|_| fastrand::u64(..)).collect(),
+        Err(_) => (0..count).map(|_| fastrand::u64(..)).collect(),
     };
-    let mut store = Some(Store::start().await);
+    let mut store = Some(Store::on(version).await);
     for seed in seeds {
-        println!("AFTERCOMMIT_TEST_SEED={seed}");
+        println!("Postgres {version}, AFTERCOMMIT_TEST_SEED={seed}");
         let mut history = History {
             rng: Rng::with_seed(seed),
             store: store.take().expect("a server"),

@@ -32,7 +32,7 @@ impl Store {
         Store::on(15).await
     }
 
-    async fn on(version: u32) -> Store {
+    pub(crate) async fn on(version: u32) -> Store {
         let options = Options {
             version,
             ..Options::default()
@@ -234,6 +234,43 @@ async fn a_task_comes_back_as_it_was() {
     }
     // The empty key is a key; no key is none.
     assert_eq!(store.keys().await, [pair("workers", "")]);
+}
+
+#[tokio::test]
+async fn every_version_keeps_checkpoints_deletes_rows_and_cancels() {
+    for version in [14, 16, 17, 18] {
+        if !Postgres::available_or_skip(version) {
+            continue;
+        }
+        let mut store = Store::on(version).await;
+        store
+            .park(&[Park {
+                state: State::Scheduled,
+                due_in: Some(MINUTE),
+                blocks: false,
+                ..park(1, "t", None)
+            }])
+            .await;
+        let next = hold::next_due(&store.look, SLOT).await.expect("an answer");
+        assert!(next.is_some_and(|next| next <= MINUTE), "{version}");
+        let cancelled = store.postgres.psql("select aftercommit.cancel('id-1')");
+        assert_eq!(cancelled, "cancelled", "{version}");
+        let id = store.postgres.psql("select aftercommit.enqueue('t')");
+        let checkpoint = Checkpoint {
+            system_id: 1,
+            timeline: 2,
+            lsn: Lsn(3),
+        };
+        let db = store.db.transaction().await.expect("a transaction");
+        let deleted = delete_settled(&db, &TableName::ours(), "id", &[&id]).await;
+        assert_eq!(deleted.expect("deleted"), 1, "{version}");
+        hold::write_checkpoint(&db, SLOT, &checkpoint)
+            .await
+            .expect("written");
+        db.commit().await.expect("a commit");
+        let read = hold::read_checkpoint(&store.look, SLOT).await;
+        assert_eq!(read.expect("an answer"), Some(checkpoint), "{version}");
+    }
 }
 
 /// A crash between the commit here and the broker's forgetting: the same rows come again.
