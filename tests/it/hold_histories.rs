@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aftercommit::hold::{self, Batch, Park, Postponed, State};
+use aftercommit::outbox::Field;
 use fastrand::Rng;
 use tokio_postgres::Client;
 
@@ -92,33 +93,41 @@ impl History {
         Duration::from_millis(self.rng.u64(..20))
     }
 
-    /// Each row that is released stands behind no other one that is not.
+    /// A row that is released has none before it in its queue that is not, as the queue stood before: a scheduled task that
+    /// joins it at this moment comes too late to stop those behind its place.
     async fn release(&mut self) -> String {
         let in_flight: Vec<i64> = self.in_flight.keys().copied().collect();
         let batch = Batch {
             tasks: self.rng.i64(1..8),
             bytes: 1 << 20,
         };
+        let queued = "select hold_id, key from aftercommit.hold where blocks";
+        let queued = self.store.look.query(queued, &[]).await.expect("rows");
         let due = hold::due(&self.store.look, SLOT, &[], &in_flight, batch)
             .await
             .expect("an answer");
         for released in &due {
-            let key = released.task.text(aftercommit::outbox::Field::Key);
-            let key = key.map(str::to_owned);
-            let before = format!(
-                "select q.hold_id from aftercommit.hold q join aftercommit.hold h using (slot, sink, key) \
-                 where h.hold_id = {id} and q.blocks and (h.blocks or h.state = 'scheduled') and q.hold_id < {id}",
-                id = released.hold_id
-            );
-            for row in self.store.look.query(&before, &[]).await.expect("rows") {
-                let before: i64 = row.get(0);
+            let key = released.task.text(Field::Key);
+            let unordered = "select not blocks and state <> 'scheduled' from aftercommit.hold where hold_id = $1";
+            let row = self
+                .store
+                .look
+                .query_one(unordered, &[&released.hold_id])
+                .await;
+            let is_unordered: bool = row.expect("a row").get(0);
+            for row in queued.iter().filter(|_| !is_unordered) {
+                let (before, of): (i64, &str) = (row.get(0), row.get(1));
                 assert!(
-                    self.in_flight.contains_key(&before),
+                    Some(of) != key
+                        || before >= released.hold_id
+                        || self.in_flight.contains_key(&before),
                     "{} overtakes {before}",
                     released.hold_id
                 );
             }
-            let fresh = self.in_flight.insert(released.hold_id, key);
+            let fresh = self
+                .in_flight
+                .insert(released.hold_id, key.map(str::to_owned));
             assert!(fresh.is_none(), "it was in flight");
         }
         format!("release {}", due.len())
