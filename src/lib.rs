@@ -21,6 +21,7 @@
 //! | 4 | [`sink`] | The destinations: the contract, and one room for each. |
 //! | 4 | [`preflight`] | Is the server as we need it? Each finding has its remedy, as SQL. |
 //! | 3 | [`control`] | What `init` makes on the server: table, function, roles, publication, slot. |
+//! | 3 | [`hold`] | The hold table: tasks that wait; the deletes of settled rows; the checkpoint. |
 //! | 3 | [`gate`] | Is a transaction visible, on the primary and on the replicas that workers read? |
 //! | 3 P | [`route`] | The rule that a task matches, and the sink that it names. |
 //! | 3 P | [`envelope`] | How a task becomes a broker's bytes; what would harm a worker is refused here. |
@@ -92,6 +93,7 @@ pub mod control;
 pub mod delivery;
 pub mod envelope;
 pub mod gate;
+pub mod hold;
 pub mod intake;
 pub mod logging;
 pub mod near;

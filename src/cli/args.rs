@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{demo, init};
+use super::{demo, hold, init};
 use crate::intake::Until;
 use crate::pg::Lsn;
 
@@ -44,6 +44,8 @@ pub(super) enum Command {
     Run(Run),
     /// Create the schema, the outbox, the roles, the publication and the slot
     Init(init::Args),
+    /// Look at held tasks, send them again, or drop them
+    Hold(hold::Args),
     /// Check the configuration, without connecting to anything
     Check,
     /// Show the problem and the cure, on a private Postgres

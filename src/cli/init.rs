@@ -9,16 +9,17 @@ use super::Failure;
 use super::exit::Code;
 use crate::config::Config;
 use crate::control::{self, ApplyError, Event, Wanted};
+use crate::outbox::config::Retention;
 use crate::outbox::{Columns, TableName};
 use crate::preflight::{
     self, Class, Expectation, Finding, Severity, judge_ground, judge_table, worst,
 };
-use crate::replication::{self, Policy, Target, connect_sql};
+use crate::replication::{Target, connect_sql};
 
-/// Make what the daemon needs in the database: schema, outbox table, enqueue(), roles, publication and slot.
+/// Make what the daemon needs in the database: schema, outbox table, enqueue(), hold table, roles, publication and slot.
 ///
-/// Running it again changes nothing that is there. With an outbox table of your own (outbox.table), only the
-/// publication and the slot are made.
+/// Running it again changes nothing that is there. With an outbox table of your own (outbox.table), that one is left as
+/// it is, but for the daemon's right to read it and to delete settled rows.
 ///
 /// It connects by --url, else by postgres.url of the configuration. Everything can be made by a superuser, or by a
 /// role that owns the database and has CREATEROLE and REPLICATION. A role without CREATEROLE can do it too: it leaves
@@ -65,6 +66,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     }
     let mut expected = Expectation::new(&columns, &postgres.slot, &postgres.publication);
     expected.role = Some(target.user().to_owned());
+    expected.deletes = config.outbox.retention == Retention::Delete;
     let target = match &args.url {
         Some(url) => Target::parse(url.expose_secret(), None)
             .map_err(|why| Failure::new(Code::Config, format!("--url: {why}")))?,
@@ -76,12 +78,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let runtime =
         runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
     runtime.block_on(async {
-        let client = connect_sql(&target, "aftercommit init")
-            .await
-            .map_err(unreachable)?;
-        let observer = connect_sql(&target, "aftercommit init")
-            .await
-            .map_err(unreachable)?;
+        let client = connect_sql(&target, "aftercommit init").await?;
+        let observer = connect_sql(&target, "aftercommit init").await?;
         match apply(&client, &observer, &wanted, &expected, &mut out).await {
             Ok(None) => Ok(()),
             Ok(Some(class)) => Err(Failure::new(
@@ -91,14 +89,6 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
             Err(error) => Err(Failure::new(error.code(), error.to_string())),
         }
     })
-}
-
-fn unreachable(error: replication::Error) -> Failure {
-    let code = match error.policy() {
-        Policy::Stop(stop) => Code::from(stop),
-        Policy::Reconnect | Policy::StandBy => Code::Temporary,
-    };
-    Failure::new(code, error.to_string())
 }
 
 /// `init` did not come to its end.

@@ -5,6 +5,7 @@ mod check;
 mod completions;
 pub mod demo;
 pub mod exit;
+mod hold;
 pub mod init;
 mod output;
 mod plan;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::config::{self, Config};
+use crate::replication::{self, Policy};
 use args::{Args, Command};
 use exit::Code;
 
@@ -43,6 +45,7 @@ fn execute(args: Args) -> Result<ExitCode, Failure> {
         None => run::execute(&load(config)?, args.run.until)?,
         Some(Command::Run(run)) => run::execute(&load(config)?, run.until)?,
         Some(Command::Init(args)) => init::execute(&load(config)?, &args)?,
+        Some(Command::Hold(args)) => hold::execute(&load(config)?, &args)?,
         Some(Command::Check) => {
             let path = required(config)?;
             check::execute(&path, &read(&path)?)?;
@@ -75,6 +78,17 @@ impl From<config::Error> for Failure {
             code: Code::Config,
             message: error.render(output::colours()),
         }
+    }
+}
+
+/// The server, or the way to it.
+impl From<replication::Error> for Failure {
+    fn from(error: replication::Error) -> Failure {
+        let code = match error.policy() {
+            Policy::Stop(stop) => Code::from(stop),
+            Policy::Reconnect | Policy::StandBy => Code::Temporary,
+        };
+        Failure::new(code, error.to_string())
     }
 }
 

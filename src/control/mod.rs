@@ -4,6 +4,7 @@
 //! operator's. The same steps are printed by `init --print` and applied by `init`: each is safe to repeat.
 
 mod apply;
+mod contract;
 mod name;
 mod plan;
 mod wait;

@@ -1,5 +1,6 @@
 //! What `init` makes, in order. Pure: the same steps are printed and applied.
 
+use super::contract::contract;
 use super::name::{dollar_quoted, ident, literal};
 use crate::outbox::TableName;
 
@@ -42,15 +43,12 @@ pub enum Kind {
     Slot,
 }
 
-/// The steps from an empty database to one that the daemon can run on: for our own table all of `sql/`; for a table
-/// of the application's only the publication and the slot. The publication comes before the slot: a slot cannot
-/// decode changes from a time at which its publication did not exist.
+/// The steps from an empty database to one that the daemon can run on: all of `sql/`, but for a table of the
+/// application's the outbox. The publication comes before the slot: a slot cannot decode changes from a time at which
+/// its publication did not exist.
 pub fn plan(wanted: &Wanted) -> Vec<Step> {
-    let mut steps = Vec::new();
-    if wanted.table == TableName::ours() {
-        steps.extend(contract());
-        steps.extend(wanted.login.as_deref().map(membership));
-    }
+    let mut steps = contract(&wanted.table);
+    steps.extend(wanted.login.as_deref().map(membership));
     steps.push(publication(wanted));
     steps.push(slot(wanted));
     steps
@@ -70,77 +68,6 @@ pub fn script(wanted: &Wanted) -> String {
         script.push_str(&format!("\n-- {}\n{}\n", step.what, step.sql.trim_end()));
     }
     script
-}
-
-fn contract() -> [Step; 5] {
-    const ENQUEUE: &str = include_str!("../../sql/enqueue.sql");
-    let object = |what: &str, probe: String, sql: &str| Step {
-        what: what.to_owned(),
-        probe,
-        sql: sql.to_owned(),
-        by_hand: String::new(),
-        kind: Kind::Object,
-    };
-    let grants = include_str!("../../sql/grants.sql");
-    let body = ENQUEUE.split("$function$").nth(1).unwrap_or_default();
-    [
-        object(
-            "schema aftercommit",
-            "select exists (select from pg_catalog.pg_namespace where nspname = 'aftercommit')".to_owned(),
-            include_str!("../../sql/schema.sql"),
-        ),
-        object(
-            "table aftercommit.outbox",
-            "select pg_catalog.to_regclass('aftercommit.outbox') is not null".to_owned(),
-            include_str!("../../sql/outbox.sql"),
-        ),
-        object(
-            "function aftercommit.enqueue",
-            format!(
-                "select exists (select from pg_catalog.pg_proc p \
-                 join pg_catalog.pg_namespace n on n.oid = p.pronamespace \
-                 where n.nspname = 'aftercommit' and p.proname = 'enqueue' and p.prosrc = {})",
-                literal(body)
-            ),
-            ENQUEUE,
-        ),
-        Step {
-            kind: Kind::Role,
-            by_hand: "create role aftercommit_app nologin;\ncreate role aftercommit_daemon nologin;".to_owned(),
-            ..object(
-                "roles aftercommit_app and aftercommit_daemon",
-                "select count(*) = 2 from pg_catalog.pg_roles where rolname in ('aftercommit_app', 'aftercommit_daemon')"
-                    .to_owned(),
-                include_str!("../../sql/roles.sql"),
-            )
-        },
-        Step {
-            kind: Kind::Role,
-            by_hand: without_comments(grants),
-            ..object(
-                "grants to aftercommit_app and aftercommit_daemon",
-                "select coalesce(bool_and(\
-                   has_schema_privilege(r.oid, n.oid, 'usage') \
-                   and (r.rolname <> 'aftercommit_app' or (\
-                     has_table_privilege(r.oid, c.oid, 'insert') and has_function_privilege(r.oid, p.oid, 'execute'))) \
-                   and (r.rolname <> 'aftercommit_daemon' or has_database_privilege(r.oid, current_database(), 'connect'))\
-                 ), false) \
-                 from pg_catalog.pg_roles r, pg_catalog.pg_namespace n, pg_catalog.pg_class c, pg_catalog.pg_proc p \
-                 where r.rolname in ('aftercommit_app', 'aftercommit_daemon') and n.nspname = 'aftercommit' \
-                   and c.relnamespace = n.oid and c.relname = 'outbox' and p.pronamespace = n.oid and p.proname = 'enqueue'"
-                    .to_owned(),
-                grants,
-            )
-        },
-    ]
-}
-
-fn without_comments(sql: &str) -> String {
-    let lines: Vec<&str> = sql
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with("--"))
-        .collect();
-    lines.join("\n")
 }
 
 fn membership(login: &str) -> Step {
@@ -264,18 +191,25 @@ mod tests {
             .map(|step| step.kind)
             .collect();
         let (object, role) = (Kind::Object, Kind::Role);
-        assert_eq!(
-            kinds,
-            [object, object, object, role, role, role, object, Kind::Slot]
-        );
+        let tables = [object; 6];
+        let expected = [&tables[..], &[role, role, role, object, Kind::Slot]].concat();
+        assert_eq!(kinds, expected);
     }
 
     #[test]
     fn a_table_of_the_application_is_left_alone() {
         let script = script(&wanted("shop.\"Events\""));
-        for absent in ["create table", "create schema", "create role"] {
+        for absent in [
+            "aftercommit.outbox",
+            "aftercommit.enqueue",
+            "create table if not exists shop",
+        ] {
             assert!(!script.contains(absent), "{absent}");
         }
+        assert!(
+            script
+                .contains(r#"grant select, delete on table "shop"."Events" to aftercommit_daemon"#)
+        );
         assert!(
             script.contains(r#"create publication "After""commit" for table "shop"."Events" with"#)
         );
@@ -286,13 +220,5 @@ mod tests {
     fn a_name_cannot_end_the_quotes_around_it() {
         let script = script(&wanted("aftercommit.outbox"));
         assert!(script.contains("do $doo$\nbegin\n  if not exists (select from pg_catalog.pg_roles where rolname = 'daemon $do$')"));
-    }
-
-    /// The probe of the function compares its body: a change of `sql/enqueue.sql` reaches a database that has an
-    /// older one.
-    #[test]
-    fn the_body_of_enqueue_is_in_its_probe() {
-        let steps = plan(&wanted("aftercommit.outbox"));
-        assert!(steps[2].probe.contains("return task_id;"));
     }
 }

@@ -36,6 +36,8 @@ pub struct Facts {
     pub near_table: Option<String>,
     /// The role, where one is expected.
     pub role: Option<Role>,
+    /// The hold table, the checkpoint, and what the daemon may do with them.
+    pub holding: Holding,
 }
 
 /// A row of `pg_replication_slots`.
@@ -142,6 +144,19 @@ pub struct Role {
     pub connect: bool,
     /// The cluster is one of those where REPLICATION is given by a group, `rds_replication`.
     pub managed: bool,
+}
+
+/// What is missing for holding tasks and deleting settled rows.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+pub struct Holding {
+    /// The role whose rights these are: the expected one, or our own.
+    pub role: String,
+    /// What `init` makes and is not there, in words.
+    pub missing: Vec<String>,
+    /// Rights that the role lacks on what is there: `insert on table aftercommit.hold`.
+    pub lacking: Vec<String>,
+    /// Rights that it lacks on the outbox table.
+    pub lacking_on_outbox: Vec<String>,
 }
 
 /// The oldest server that works; of an older one the version is all that is looked at.
@@ -297,6 +312,50 @@ select json_build_object(
     left join pg_catalog.pg_roles r on r.rolname = asked.name
     left join pg_catalog.pg_roles rds on rds.rolname = 'rds_replication'
     where asked.name is not null
+  ),
+  'holding', (
+{HOLDING}
   ))"
     )
 }
+
+/// Names are looked up in the catalogs, not cast: a role without rights on the schema may not do that.
+const HOLDING: &str = "\
+    with schema as (
+      select n.oid from pg_catalog.pg_namespace n where n.nspname = 'aftercommit'
+    ), tables as (
+      select c.oid, c.relname from schema s join pg_catalog.pg_class c on c.relnamespace = s.oid
+      where c.relkind = 'r' and c.relname in ('hold', 'checkpoint')
+    ), functions as (
+      select p.oid from schema s join pg_catalog.pg_proc p on p.pronamespace = s.oid
+      where p.proname in ('hold_lock', 'hold_advance', 'hold_stop', 'hold_enqueue', 'hold_after_delete')
+    ), asked as (
+      select coalesce($5, current_user) as name, r.oid from (select) one
+      left join pg_catalog.pg_roles r on r.rolname = coalesce($5, current_user)
+    )
+    select json_build_object(
+      'role', a.name,
+      'missing', array_remove(array[
+        case when not exists (select from tables where relname = 'hold') then 'table aftercommit.hold' end,
+        case when not exists (select from tables where relname = 'checkpoint') then 'table aftercommit.checkpoint' end,
+        case when (select count(*) from functions) < 5 or not exists (
+          select from pg_catalog.pg_trigger g join tables h on h.oid = g.tgrelid where g.tgname = 'hold_after_delete'
+        ) then 'the functions of aftercommit.hold' end
+      ], null),
+      'lacking', array(
+        select 'usage on schema aftercommit' from schema where not has_schema_privilege(a.oid, oid, 'usage')
+        union all
+        select wanted || ' on table aftercommit.' || relname
+        from tables, unnest(array['select', 'insert', 'update', 'delete']) wanted
+        where (relname = 'hold' or wanted <> 'delete') and not has_table_privilege(a.oid, tables.oid, wanted)
+        union all
+        select 'execute on all functions in schema aftercommit'
+        where exists (select from functions where not has_function_privilege(a.oid, oid, 'execute'))
+      ),
+      'lacking_on_outbox', array(
+        select format('usage on schema %I', $1) from t where not has_schema_privilege(a.oid, t.relnamespace, 'usage')
+        union all
+        select format('%s on table %I.%I', wanted, $1, $2) from t, unnest(array['select', 'delete']) wanted
+        where not has_table_privilege(a.oid, t.oid, wanted)
+      ))
+    from asked a";

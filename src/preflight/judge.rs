@@ -1,5 +1,6 @@
 //! From facts to findings. Pure.
 
+mod holding;
 mod publication;
 mod slot;
 mod table;
@@ -25,6 +26,7 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(judge_table(facts, expected));
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
+    findings.extend(holding::judge(facts, expected));
     findings.extend(judge_role(facts));
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings

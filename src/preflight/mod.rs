@@ -15,7 +15,7 @@ use tokio_postgres::{Client, Error};
 use crate::outbox::{Columns, Field, TableName};
 use crate::replication::APPLICATION_NAME;
 
-pub use facts::{Column, Facts, Membership, Publication, Role, Slot, Table, facts};
+pub use facts::{Column, Facts, Holding, Membership, Publication, Role, Slot, Table, facts};
 pub use judge::{drift, judge, judge_ground, judge_role, judge_table};
 pub use standby::check_walsender;
 
@@ -34,13 +34,15 @@ pub struct Expectation {
     pub optional: Vec<String>,
     /// The `application_name` of our walsender connection.
     pub application_name: String,
+    /// Settled rows are deleted.
+    pub deletes: bool,
     /// The role that the daemon logs in as, where its rights are to be judged: by `init`, and when the server has
     /// refused the walsender. Otherwise the connection itself is the proof.
     pub role: Option<String>,
 }
 
 impl Expectation {
-    /// What the daemon needs for this table, slot and publication; the role's rights are not judged.
+    /// What the daemon needs for this table, slot and publication; it does not delete, and its login is not judged.
     pub fn new(columns: &Columns, slot: &str, publication: &str) -> Expectation {
         let (mut required, mut optional) = (Vec::new(), Vec::new());
         for field in Field::ALL {
@@ -57,6 +59,7 @@ impl Expectation {
             required,
             optional,
             application_name: APPLICATION_NAME.to_owned(),
+            deletes: false,
             role: None,
         }
     }

@@ -79,7 +79,9 @@ async fn an_application_may_insert_and_nothing_else() {
         for sql in [
             "select aftercommit.enqueue('a')",
             "insert into aftercommit.outbox (task) values ('a')",
-            "delete from aftercommit.outbox",
+            "update aftercommit.outbox set task = 'x'",
+            "truncate aftercommit.outbox",
+            "truncate aftercommit.hold",
         ] {
             assert_eq!(
                 refused(who, sql).await.0,
@@ -87,6 +89,41 @@ async fn an_application_may_insert_and_nothing_else() {
                 "{role}: {sql}"
             );
         }
+    }
+    // What was held is the daemon's; an application may cancel, by its id, what it has scheduled.
+    for (who, role) in [(&stranger, "stranger"), (&shop, "shop")] {
+        for sql in [
+            "select from aftercommit.hold",
+            "delete from aftercommit.hold",
+            "select from aftercommit.checkpoint",
+            "delete from aftercommit.outbox",
+            "select aftercommit.hold_retry(1)",
+            "select aftercommit.hold_discard(1)",
+            "select aftercommit.hold_discard(array[1]::bigint[])",
+            "select aftercommit.hold_lock('aftercommit')",
+        ] {
+            assert_eq!(
+                refused(who, sql).await.0,
+                SqlState::INSUFFICIENT_PRIVILEGE,
+                "{role}: {sql}"
+            );
+        }
+    }
+    let cancel = "select aftercommit.cancel('x')";
+    assert_eq!(
+        refused(&stranger, cancel).await.0,
+        SqlState::INSUFFICIENT_PRIVILEGE
+    );
+    for (who, sql) in [
+        (&shop, cancel),
+        (&daemon, cancel),
+        (&daemon, "select aftercommit.hold_retry(1)"),
+        (&daemon, "select aftercommit.hold_discard(1)"),
+        (&daemon, "delete from aftercommit.outbox"),
+    ] {
+        who.batch_execute(sql)
+            .await
+            .unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     }
 }
 

@@ -43,6 +43,7 @@ pub(crate) fn expected(wanted: &Wanted) -> Expectation {
         required: OURS.map(str::to_owned).to_vec(),
         optional: Vec::new(),
         application_name: "aftercommit".to_owned(),
+        deletes: true,
         role: wanted.login.clone(),
     }
 }
@@ -66,8 +67,9 @@ async fn fingerprint(client: &Client) -> String {
         .query_one(
             "select concat_ws(E'\\n',
                (select nspacl::text from pg_namespace where nspname = 'aftercommit'),
-               (select string_agg(concat_ws(' ', c.relname, c.relkind, c.relacl, obj_description(c.oid, 'pg_class')), E'\\n'
-                       order by c.relname)
+               (select string_agg(concat_ws(' ', c.relname, c.relkind, c.reloptions,
+                       (select array_agg(acl::text order by acl::text) from unnest(relacl) acl),
+                       obj_description(c.oid, 'pg_class')), E'\\n' order by c.relname)
                 from pg_class c where relnamespace = 'aftercommit'::regnamespace),
                (select string_agg(concat_ws(' ', attname, format_type(atttypid, atttypmod), attnotnull,
                        pg_get_expr(d.adbin, d.adrelid), col_description(attrelid, attnum)), E'\\n' order by attnum)
@@ -75,8 +77,12 @@ async fn fingerprint(client: &Client) -> String {
                 where attrelid = 'aftercommit.outbox'::regclass and attnum > 0),
                (select string_agg(concat_ws(' ', conname, pg_get_constraintdef(oid)), E'\\n' order by conname)
                 from pg_constraint where conrelid = 'aftercommit.outbox'::regclass),
-               (select string_agg(concat_ws(' ', pg_get_functiondef(oid), proacl, obj_description(oid, 'pg_proc')), E'\\n')
+               (select string_agg(concat_ws(' ', pg_get_functiondef(oid),
+                       (select array_agg(acl::text order by acl::text) from unnest(proacl) acl),
+                       obj_description(oid, 'pg_proc')), E'\\n' order by oid::regprocedure::text)
                 from pg_proc where pronamespace = 'aftercommit'::regnamespace),
+               (select string_agg(pg_get_triggerdef(oid), E'\\n') from pg_trigger
+                where tgrelid = to_regclass('aftercommit.hold')),
                (select string_agg(concat_ws(' ', p.pubname, puballtables, pubinsert, pubupdate, pubdelete, pubtruncate,
                        pubviaroot, prrelid::regclass), E'\\n')
                 from pg_publication p left join pg_publication_rel on prpubid = p.oid),
@@ -99,7 +105,7 @@ async fn a_second_run_changes_nothing_and_psql_makes_the_same() {
     let (out, class) = apply(&client, &observer, &wanted_here).await;
     assert_eq!(class, None, "{out}");
     // A superuser is a member of every group.
-    assert_eq!(out.matches("created ").count(), 7, "{out}");
+    assert_eq!(out.matches("created ").count(), 10, "{out}");
     let first = fingerprint(&client).await;
     assert!(first.contains("row_is_at_most_256_mib"), "{first}");
     let place = "select confirmed_flush_lsn::text || 'aftercommit.outbox'::regclass::oid \
@@ -108,7 +114,7 @@ async fn a_second_run_changes_nothing_and_psql_makes_the_same() {
 
     let (out, class) = apply(&client, &observer, &wanted_here).await;
     assert_eq!(class, None, "{out}");
-    assert_eq!(out.matches("already there ").count(), 8, "{out}");
+    assert_eq!(out.matches("already there ").count(), 11, "{out}");
     assert!(!out.contains("created"), "{out}");
     assert_eq!(fingerprint(&client).await, first);
     let after: String = client.query_one(place, &[]).await.expect("a slot").get(0);
@@ -155,7 +161,7 @@ async fn the_owner_of_a_database_needs_no_administrator() {
     let wanted = wanted("aftercommit", Some("aftercommit"));
     let (out, class) = apply(&client, &observer, &wanted).await;
     assert_eq!(class, None, "{out}");
-    assert_eq!(out.matches("created ").count(), 5, "{out}");
+    assert_eq!(out.matches("created ").count(), 8, "{out}");
     assert_eq!(out.matches("left out ").count(), 3, "{out}");
 
     // With the administrator's help the rest is made.
@@ -212,7 +218,7 @@ async fn a_role_without_rights_is_told_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_table_of_the_application_gets_publication_and_slot_only() {
+async fn a_table_of_the_application_is_left_as_it_is() {
     let server = Postgres::start(Options::default());
     let client = server.client().await;
     let observer = server.client().await;
@@ -249,12 +255,47 @@ async fn a_table_of_the_application_gets_publication_and_slot_only() {
         .expect("a table");
     let (out, class) = run().await;
     assert_eq!(class, None, "{out}");
-    assert_eq!(out.matches("created ").count(), 2, "{out}");
-    let schema = client
-        .query_one("select to_regnamespace('aftercommit') is null", &[])
+    assert_eq!(out.matches("created ").count(), 8, "{out}");
+    let row = client
+        .query_one(
+            "select to_regclass('aftercommit.outbox') is null, to_regproc('aftercommit.enqueue') is null, \
+               has_table_privilege('aftercommit_daemon', 'shop.events', 'delete'), \
+               has_table_privilege('aftercommit_daemon', 'shop.events', 'insert')",
+            &[],
+        )
         .await
         .expect("a row");
-    assert!(schema.get::<_, bool>(0));
+    let found: [bool; 4] = [row.get(0), row.get(1), row.get(2), row.get(3)];
+    assert_eq!(found, [true, true, true, false]);
+    let (out, class) = run().await;
+    assert_eq!(class, None, "{out}");
+    assert_eq!(out.matches("already there ").count(), 8, "{out}");
+}
+
+#[tokio::test]
+async fn what_is_missing_of_the_hold_table_is_made_again() {
+    let server = Postgres::start(Options::default());
+    let client = server.client().await;
+    let observer = server.client().await;
+    let wanted = wanted("aftercommit", None);
+    apply(&client, &observer, &wanted).await;
+    let first = fingerprint(&client).await;
+    for sql in [
+        "drop table aftercommit.hold",
+        "drop table aftercommit.checkpoint",
+        "drop index aftercommit.hold_queue",
+        "drop trigger hold_after_delete on aftercommit.hold",
+        "drop function aftercommit.hold_enqueue",
+        "revoke delete on aftercommit.hold from aftercommit_daemon",
+        "revoke select on aftercommit.outbox from aftercommit_daemon",
+        "revoke execute on function aftercommit.cancel(text) from aftercommit_app",
+    ] {
+        client.batch_execute(sql).await.expect(sql);
+        assert_ne!(fingerprint(&client).await, first, "{sql}");
+        let (out, class) = apply(&client, &observer, &wanted).await;
+        assert_eq!(class, None, "{sql}: {out}");
+        assert_eq!(fingerprint(&client).await, first, "{sql}");
+    }
 }
 
 #[tokio::test]

@@ -216,6 +216,10 @@ async fn faults_of_a_partitioned_table() {
          create publication aftercommit for table shop.outbox with (publish = 'insert')",
     )
     .await;
+    for file in ["schema", "hold", "hold_functions", "checkpoint"] {
+        let path = format!("{}/sql/{file}.sql", env!("CARGO_MANIFEST_DIR"));
+        run(&client, &std::fs::read_to_string(path).expect("a file")).await;
+    }
     run(
         &client,
         "select pg_create_logical_replication_slot('aftercommit', 'pgoutput')",
@@ -383,6 +387,8 @@ async fn the_wrong_database_has_nothing_of_ours() {
             "table aftercommit.outbox does not exist in database \"postgres\"",
             "publication \"aftercommit\" does not exist",
             "slot \"app\" is one of database \"app\", not \"postgres\"; names of slots belong to the whole cluster",
+            "database \"postgres\" lacks table aftercommit.hold, table aftercommit.checkpoint, \
+             the functions of aftercommit.hold: tasks cannot be held",
         ]
     );
 }
@@ -525,4 +531,64 @@ async fn a_walsender_is_checked_against_the_server_that_we_ask() {
     );
     reader.kill().expect("a kill");
     reader.wait().expect("its end");
+}
+
+#[tokio::test]
+async fn faults_of_the_hold_table() {
+    let server = Postgres::start(Options::default());
+    let admin = server.client().await;
+    let observer = server.client().await;
+    run(&admin, "create role \"Day Mon\" login replication").await;
+    let wanted = wanted("aftercommit", Some("Day Mon"));
+    apply(&admin, &observer, &wanted).await;
+    let daemon = server.client_as("Day%20Mon").await;
+    let own = Expectation {
+        role: None,
+        ..expected(&wanted)
+    };
+    assert_eq!(findings(&daemon, &own).await, []);
+
+    for (break_it, words) in [
+        (
+            "revoke insert, delete on aftercommit.hold from aftercommit_daemon",
+            "may not hold tasks: it lacks insert on table aftercommit.hold, delete on",
+        ),
+        (
+            "revoke update on aftercommit.checkpoint from aftercommit_daemon",
+            "it lacks update on table aftercommit.checkpoint",
+        ),
+        (
+            "revoke execute on function aftercommit.hold_lock from aftercommit_daemon",
+            "it lacks execute on all functions",
+        ),
+        (
+            "revoke usage on schema aftercommit from aftercommit_daemon",
+            "it lacks usage on schema aftercommit",
+        ),
+        (
+            "revoke delete on aftercommit.outbox from aftercommit_daemon",
+            "may not delete settled rows: it lacks delete on table aftercommit.outbox",
+        ),
+    ] {
+        run(&admin, break_it).await;
+        let found = findings(&daemon, &own).await;
+        assert!(found[0].what.contains(words), "{words}: {found:?}");
+        for statement in found.iter().flat_map(|f| &f.sql) {
+            run(&admin, statement).await;
+        }
+        assert_eq!(findings(&daemon, &own).await, [], "{break_it}");
+        assert_eq!(findings(&admin, &expected(&wanted)).await, [], "{break_it}");
+    }
+    run(&admin, "drop table aftercommit.hold").await;
+    let found = finding(&daemon, &own).await;
+    assert_eq!(found.severity, CONFIGURATION);
+    assert!(
+        found
+            .what
+            .contains("lacks table aftercommit.hold, the functions"),
+        "{found}"
+    );
+    assert!(found.remedy.contains("aftercommit init"), "{found}");
+    apply(&admin, &observer, &wanted).await;
+    assert_eq!(findings(&daemon, &own).await, []);
 }

@@ -1,7 +1,7 @@
 //! A healthy server, and each way of not being one.
 
 use super::*;
-use crate::preflight::facts::{Column, Membership, Publication, Role, Slot, Table};
+use crate::preflight::facts::{Column, Holding, Membership, Publication, Role, Slot, Table};
 
 fn expected() -> Expectation {
     Expectation {
@@ -11,6 +11,7 @@ fn expected() -> Expectation {
         required: vec!["id".to_owned(), "task".to_owned()],
         optional: vec!["key".to_owned()],
         application_name: "aftercommit".to_owned(),
+        deletes: true,
         role: None,
     }
 }
@@ -70,6 +71,10 @@ fn healthy() -> Facts {
         }),
         near_table: None,
         role: None,
+        holding: Holding {
+            role: "it\"s".to_owned(),
+            ..Holding::default()
+        },
     }
 }
 
@@ -100,7 +105,7 @@ fn each_fault_has_one_finding_of_its_class() {
     type Break = fn(&mut Facts);
     let fatal = Severity::Fatal;
     let config = fatal(Class::Configuration);
-    let cases: [(&str, Severity, Break); 23] = [
+    let cases: [(&str, Severity, Break); 26] = [
         ("is Postgres 13", config, |f| f.server_version = 130_012),
         ("in recovery", fatal(Class::Temporary), |f| {
             f.in_recovery = true;
@@ -170,6 +175,27 @@ fn each_fault_has_one_finding_of_its_class() {
             table(f).columns[2].generated = true;
         }),
         ("is a view", config, |f| table(f).kind = 'v'),
+        (
+            "lacks table aftercommit.hold, table aftercommit.checkpoint: tasks cannot be held\n  make what",
+            config,
+            |f| {
+                f.holding.missing = ["table aftercommit.hold", "table aftercommit.checkpoint"]
+                    .map(str::to_owned)
+                    .to_vec();
+            },
+        ),
+        (
+            "\n    grant insert on table aftercommit.hold to \"it\"\"s\";\n    grant x",
+            config,
+            |f| {
+                f.holding.lacking = ["insert on table aftercommit.hold", "x"]
+                    .map(str::to_owned)
+                    .to_vec();
+            },
+        ),
+        ("may not delete settled rows: it lacks y", config, |f| {
+            f.holding.lacking_on_outbox = vec!["y".to_owned()];
+        }),
         ("there is public.Outbox", config, |f| {
             f.table = None;
             f.near_table = Some("public.Outbox".to_owned());
@@ -198,6 +224,17 @@ fn a_column_that_we_do_not_map_may_be_missing_or_generated() {
     });
     member(&mut facts).columns = Some(vec![1, 2, 3]);
     assert_eq!(judge(&facts, &expected()), []);
+}
+
+#[test]
+fn who_keeps_settled_rows_needs_no_right_to_delete_them() {
+    let mut facts = healthy();
+    facts.holding.lacking_on_outbox = vec!["y".to_owned()];
+    let keeps = Expectation {
+        deletes: false,
+        ..expected()
+    };
+    assert_eq!(judge(&facts, &keeps), []);
 }
 
 #[test]
