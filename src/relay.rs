@@ -19,6 +19,7 @@ pub use self::outgoing::SinkLanes;
 pub use self::phase::End;
 use self::phase::Phase;
 use crate::delivery::{Passage, Report};
+use crate::failpoint::{self, Point};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
 use crate::intake::{Batch, Confirmation, Item, Line, Order, Session};
@@ -328,6 +329,7 @@ impl Relay {
             return;
         }
         self.watermark.open();
+        failpoint::reach(Point::InTransaction);
         let Some(route) = self.router.route(task.name()) else {
             let cause = crate::sink::Cause::new(
                 "no [[route]] matches its name; add one, with task = \"*\" for all the rest",
@@ -360,6 +362,9 @@ impl Relay {
                 }
                 self.delivered += tasks;
                 self.bytes -= bytes;
+                if self.phase.is_draining() {
+                    failpoint::reach(Point::Draining);
+                }
             }
             Report::Rejected { task, cause } => self.reject(&task, &cause),
         }

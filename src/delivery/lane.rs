@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 use super::Passage;
 use super::queue::LaneQueue;
 use crate::backoff::Backoff;
+use crate::failpoint::{self, Point};
 use crate::outbox::Task;
 use crate::sink::{Cause, Outage, Outcome, Sink};
 use crate::units::BackoffRange;
@@ -103,6 +104,7 @@ impl Lane {
             .map(|p| (p.task, (p.ticket, p.route)))
             .unzip();
         let answer = self.sink.deliver(&tasks).await;
+        failpoint::reach(Point::Acknowledged);
         let batch = tasks
             .into_iter()
             .zip(tags)

@@ -95,7 +95,7 @@ async fn a_graceful_stop_leaves_whole_lines_on_standard_output() {
     let mut daemon = run_until(&config, "now");
     assert_eq!(daemon.ended(PATIENCE).await.code(), Some(0));
     deliveries.extend(daemon.stdout().iter().map(|line| Delivery::of_line(line)));
-    Receipt::new(&exam.written().await, &deliveries).assert_sound("stdout", 0);
+    Receipt::new(&exam.written().await, &deliveries, &exam.held().await).assert_sound("stdout", 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
