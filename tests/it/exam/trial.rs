@@ -118,7 +118,7 @@ impl Trial {
             }
         });
         self.outputs.push(Output { path, read: 0 });
-        Life::new(daemon, self.sheet.clone(), self.memory)
+        Life::watch(daemon, &self.sheet, self.memory)
     }
 
     /// Writers on three connections, which keep a daemon busy at some 1,000 rows a second.
@@ -273,7 +273,8 @@ pub(super) struct Life {
 }
 
 impl Life {
-    fn new(daemon: Daemon, sheet: Sheet, memory: u64) -> Life {
+    /// Watches a daemon from now on; its peak memory is to stay below so many bytes.
+    pub(super) fn watch(daemon: Daemon, sheet: &Sheet, memory: u64) -> Life {
         let (peak, over) = (
             Arc::new(AtomicU64::new(0)),
             Arc::new(AtomicBool::new(false)),
@@ -289,7 +290,7 @@ impl Life {
         });
         Life {
             daemon,
-            sheet,
+            sheet: sheet.clone(),
             memory,
             peak,
             over,

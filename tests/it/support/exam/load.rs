@@ -24,7 +24,7 @@ const INSERT: &str = "
     insert into aftercommit.outbox (id, task, key, kwargs)
     select id::uuid, 'exam.row', key, json_build_object('key', key, 'seq', seq, 'padding', padding) from given";
 
-/// Keys in all; each belongs to one writer, so that its numbers ascend in the order of commits.
+/// Keys of a load; each belongs to one writer, so that its numbers ascend in the order of commits.
 const KEYS: u64 = 1_000;
 
 /// Running writers.
@@ -43,12 +43,21 @@ pub(crate) struct Written {
 }
 
 impl Load {
-    pub(super) fn start(url: String, randoms: Vec<fastrand::Rng>, pause: Duration) -> Load {
+    pub(super) fn start(
+        url: String,
+        part: u64,
+        randoms: Vec<fastrand::Rng>,
+        pause: Duration,
+    ) -> Load {
         let (stop, stopped) = watch::channel(false);
         let mut writers = JoinSet::new();
         let count = randoms.len() as u64;
         for (number, random) in randoms.into_iter().enumerate() {
-            let keys = (number as u64..KEYS).step_by(count as usize).collect();
+            let keys = number as u64..KEYS;
+            let keys = keys
+                .step_by(count as usize)
+                .map(|key| part * KEYS + key)
+                .collect();
             writers.spawn(write(url.clone(), random, keys, pause, stopped.clone()));
         }
         Load { stop, writers }
@@ -113,7 +122,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// With a thousand keys that no other part has; 0 is that of the load.
+    /// With a thousand keys that no other part has.
     pub(super) async fn new(url: &str, part: u64, random: fastrand::Rng) -> Writer {
         let rows = Rows::new((part * KEYS..(part + 1) * KEYS).collect());
         let writer = Writer::connect(url, rows, random).await;

@@ -8,6 +8,7 @@ pub(crate) mod load;
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::AsyncCommands;
@@ -46,6 +47,8 @@ pub(crate) struct Exam {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     seed: u64,
+    /// How many loads have been started: each has keys of its own.
+    loads: AtomicU64,
     deliveries: Vec<Delivery>,
 }
 
@@ -71,6 +74,7 @@ impl Exam {
                 ..redis
             }),
             seed,
+            loads: AtomicU64::new(0),
             deliveries: Vec::new(),
         };
         init(&exam.config());
@@ -118,19 +122,28 @@ retry = {{ backoff = "50ms..500ms" }}
 
     /// URL of the database; the server trusts everyone, and the password is for the log not to show.
     pub(crate) fn postgres_url(&self) -> String {
-        self.postgres.url(&format!("{SUPERUSER}:{CANARY_SECRET}"))
+        self.postgres_url_through(self.postgres.port())
+    }
+
+    /// As [`postgres_url`](Exam::postgres_url), by way of another port: a proxy's.
+    pub(crate) fn postgres_url_through(&self, port: u16) -> String {
+        let user = format!("{SUPERUSER}:{CANARY_SECRET}");
+        self.postgres.url_through(port, &user)
     }
 
     /// Starts writers on `connections` connections, each with a random pause of up to `pause` between transactions.
     pub(crate) fn load(&self, connections: u64, pause: Duration) -> Load {
-        let randoms = (0..connections).map(|part| self.random(1 + part)).collect();
-        Load::start(self.postgres.url(SUPERUSER), randoms, pause)
+        let number = self.loads.fetch_add(1, Ordering::Relaxed);
+        let random = |part| self.random(1 + part + 100 * number);
+        let randoms = (0..connections).map(random).collect();
+        Load::start(self.postgres.url(SUPERUSER), number, randoms, pause)
     }
 
     /// A connection for transactions of the test's own making, with rows that the checker knows of. `part` tells their
-    /// keys apart from those of others; 0 is that of the load.
+    /// keys apart from those of others.
     pub(crate) async fn writer(&self, part: u64) -> Writer {
-        let random = self.random(1_000 + part);
+        let part = part + 1_000_000; // beyond all loads
+        let random = self.random(part);
         Writer::new(&self.postgres.url(SUPERUSER), part, random).await
     }
 
