@@ -17,7 +17,7 @@ use crate::watermark::Ticket;
 
 /// At most so many tasks, and bytes, are in the sink's hands at a time. Large enough to make a round trip cheap, small
 /// enough that a batch, its encoding and its copy in a client library stay a small part of the memory budget.
-const BATCH_TASKS: usize = 512;
+const BATCH_TASKS: usize = 3072;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// What became of some tasks of a lane.

@@ -200,7 +200,7 @@ async fn slow(sheet: Sheet) {
     // The default, which is what most will have.
     const DEFAULT: usize = 4096;
     let flaps: usize = by_profile(2, 15);
-    let rows = by_profile(30_000, 300_000);
+    let rows = by_profile(30_000, 200_000);
     let mut trial = Trial::new(&sheet, Outlet::Redis);
     let proxy = Proxy::start(trial.exam.redis.port());
     let redis = trial.exam.redis.url_through(proxy.port(), 0);
@@ -216,7 +216,8 @@ async fn slow(sheet: Sheet) {
     let start = Instant::now();
     trial.exam.wait_for_pushed(rows).await;
     let rate = (rows - pushed) as f64 / start.elapsed().as_secs_f64();
-    let least = DEFAULT as f64 / ROUND_TRIP.as_secs_f64() / 2.0;
+    // Half of that; a debug build beside other tests does less.
+    let least = DEFAULT as f64 / ROUND_TRIP.as_secs_f64() / by_profile(8.0, 2.0);
     sheet.at_least("tasks a second", rate as usize, least as usize);
 
     let load = trial.load();

@@ -73,12 +73,6 @@ impl Trial {
         }
     }
 
-    /// The row has a bound of its own on the daemon's peak memory, in bytes.
-    pub(super) fn with_memory(mut self, most: u64) -> Trial {
-        self.memory = most;
-        self
-    }
-
     /// The configuration of a daemon that sends everything to the outlet.
     pub(super) fn config(&self) -> String {
         self.to_outlet(self.exam.config())
