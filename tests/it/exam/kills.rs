@@ -1,62 +1,16 @@
 //! Rows 1, 2 and 3: the daemon is killed at random and at named points, and stopped under load.
 
-use std::collections::{HashMap, HashSet};
 use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::exposure::Exposure;
 use super::sheet::{Sheet, sit};
 use super::trial::Trial;
 use super::{DAEMON_BACK, Outlet, by_profile};
-use crate::support::exam::IN_FLIGHT;
 use crate::support::proxy::{Fault, Proxy, Way};
 use crate::support::wait::PATIENCE;
-
-/// A status update every 100 ms; the rest is for a busy machine.
-const UNCONFIRMED: Duration = Duration::from_secs(1);
-
-/// What was delivered and not confirmed when a daemon died: that may come twice, and nothing else.
-#[derive(Default)]
-struct Exposure {
-    /// Ids, with their positions.
-    exposed: HashMap<String, u64>,
-    seen: HashSet<String>,
-    /// Deliveries that were looked at.
-    looked: usize,
-    /// The sum over all deaths.
-    allowed: usize,
-}
-
-impl Exposure {
-    /// A daemon that lived from `born` on has died just now.
-    async fn death(&mut self, trial: &mut Trial, born: Instant) {
-        let died = Instant::now();
-        let confirmed = trial.exam.confirmed_at_rest().await;
-        let count = trial.deliveries().await.len();
-        let recent = count - trial.at(died - UNCONFIRMED);
-        let mut unexpected = 0;
-        for delivery in &trial.deliveries().await[self.looked..count] {
-            if !self.seen.insert(delivery.id.clone()) && !self.exposed.contains_key(&delivery.id) {
-                unexpected += 1;
-            }
-        }
-        trial.sheet.count("confirmed and again", unexpected, 0);
-        // A life shorter than that may have confirmed nothing at all.
-        let earlier = match died - born < UNCONFIRMED {
-            true => self.exposed.len(),
-            false => 0,
-        };
-        for delivery in &trial.deliveries().await[self.looked..count] {
-            self.exposed.insert(delivery.id.clone(), delivery.lsn);
-        }
-        self.exposed.retain(|_, lsn| *lsn >= confirmed);
-        self.looked = count;
-        let most = IN_FLIGHT + recent + earlier;
-        trial.sheet.count("unconfirmed", self.exposed.len(), most);
-        self.allowed += self.exposed.len();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn row_01_redis() {

@@ -24,7 +24,9 @@
 
 mod brokers;
 mod catalog;
+mod exposure;
 mod input;
+mod keys;
 mod kills;
 mod network;
 mod roles;

@@ -1,10 +1,11 @@
-//! Rows 4, 6, 7 and 9: what happens to the Postgres server, with the daemon beside it.
+//! Rows 4, 5, 6, 7 and 9: what happens to the Postgres server, with the daemon beside it.
 
 use std::time::{Duration, Instant};
 
+use super::exposure::Exposure;
 use super::sheet::{Sheet, sit};
 use super::trial::{Life, Trial};
-use super::{Outlet, SERVER_BACK, by_profile, is_full};
+use super::{DAEMON_BACK, Outlet, SERVER_BACK, by_profile, is_full};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::wait::{PATIENCE, eventually};
 
@@ -12,6 +13,8 @@ use crate::support::wait::{PATIENCE, eventually};
 const NOTICED: Duration = Duration::from_secs(45);
 /// As long as a server may take to shut down with us beside it.
 const SHUTDOWN: Duration = Duration::from_secs(5);
+/// A checkpoint of ours every second at most; the rest is for a busy machine.
+const CHECKPOINT: Duration = Duration::from_secs(2);
 /// While its walsender is terminated twice a second, no longer pause between new deliveries.
 const SILENCE: Duration = Duration::from_secs(2);
 
@@ -44,6 +47,59 @@ async fn kills(sheet: Sheet) {
     load.stop().await;
     sheet.at_least("kills", rounds, rounds);
     trial.conclude(life, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_05() {
+    sit(
+        "5",
+        "kill -9 of Postgres and the daemon together",
+        both_killed,
+    )
+    .await;
+}
+
+async fn both_killed(sheet: Sheet) {
+    let rounds = by_profile(4, 30);
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let mut random = trial.exam.random(0);
+    let mut exposure = Exposure::default();
+    let config = trial.config();
+    let load = trial.load();
+    for round in 0..rounds {
+        let born = Instant::now();
+        let mut life = trial.start(&config);
+        trial.recovery(born, DAEMON_BACK).await;
+        let moment = Duration::from_millis(random.u64(..2_500));
+        trial.look_on(moment).await;
+        match round % 2 {
+            0 => {
+                life.kill9();
+                trial.exam.postgres.kill9();
+            }
+            _ => {
+                trial.exam.postgres.kill9();
+                life.kill9();
+            }
+        }
+        let died = Instant::now();
+        trial.exam.postgres.restart();
+        // What the server wrote down of the slot may be old; ours is not.
+        let position = "select greatest(
+                (select lsn from aftercommit.checkpoint),
+                (select confirmed_flush_lsn from pg_replication_slots)) - '0/0'";
+        let position = trial.exam.postgres.psql(position).parse();
+        let position = position.expect("a position");
+        exposure
+            .death_at(&mut trial, born..died, position, CHECKPOINT)
+            .await;
+    }
+    let life = trial.start(&config);
+    trial.recovery(Instant::now(), SERVER_BACK).await;
+    load.stop().await;
+    sheet.at_least("kills", rounds, rounds);
+    let duplicates = Outlet::Redis.duplicates(exposure.allowed);
+    trial.conclude(life, duplicates).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

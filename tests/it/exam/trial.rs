@@ -27,6 +27,15 @@ const CALM: f64 = 0.25;
 /// How long the last tasks may take to come. Long: it only runs out when something is wrong.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 
+/// A configuration with something else in one place.
+pub(super) fn edited(config: &str, from: &str, to: &str) -> String {
+    assert!(
+        config.contains(from),
+        "{from:?} is not in the configuration"
+    );
+    config.replace(from, to)
+}
+
 /// One sitting of a row.
 pub(super) struct Trial {
     pub(super) exam: Exam,
@@ -36,6 +45,8 @@ pub(super) struct Trial {
     /// Of the lives so far, in order; for what they write to stdout.
     outputs: Vec<Output>,
     deliveries: Vec<Delivery>,
+    /// Those that did not come to the outlet.
+    elsewhere: Vec<Delivery>,
     /// Different ids among them.
     known: HashSet<String>,
     /// How many deliveries there were, and when.
@@ -67,10 +78,16 @@ impl Trial {
             directory: scratch("trial"),
             outputs: Vec::new(),
             deliveries: Vec::new(),
+            elsewhere: Vec::new(),
             known: HashSet::new(),
             looks: Vec::new(),
             memory: MEMORY,
         }
+    }
+
+    /// The row has a bound of its own on the peak memory of daemons that are started from now on, in bytes.
+    pub(super) fn allow_memory(&mut self, most: u64) {
+        self.memory = most;
     }
 
     /// The configuration of a daemon that sends everything to the outlet.
@@ -118,6 +135,13 @@ impl Trial {
     /// Writers on three connections, which keep a daemon busy at some 1,000 rows a second.
     pub(super) fn load(&self) -> Load {
         self.exam.load(3, Duration::from_millis(120))
+    }
+
+    /// These have been delivered too, elsewhere; in the order of a list of Redis, the last one first.
+    pub(super) fn deliver_also(&mut self, messages: &[Vec<u8>]) {
+        let messages = messages.iter().rev();
+        self.elsewhere
+            .extend(messages.map(|message| Delivery::of_celery(message)));
     }
 
     /// What was delivered so far, in order, with what came twice.
@@ -188,11 +212,13 @@ impl Trial {
         let deadline = Instant::now() + SETTLES_WITHIN;
         let receipt = loop {
             let held = self.exam.held().await;
-            let expected = written.len().saturating_sub(held.len());
+            let elsewhere = self.elsewhere.len();
+            let expected = written.len().saturating_sub(held.len() + elsewhere);
             let come = self.different().await;
             let late = Instant::now() > deadline;
             if come >= expected || late {
-                let receipt = Receipt::new(&written, &self.deliveries, &held);
+                let all = [self.deliveries.as_slice(), &self.elsewhere].concat();
+                let receipt = Receipt::new(&written, &all, &held);
                 if receipt.lost.is_empty() || late {
                     break receipt;
                 }

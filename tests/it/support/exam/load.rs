@@ -145,6 +145,26 @@ impl Writer {
         })
     }
 
+    /// The name of one of its keys.
+    pub(crate) fn key(&self, index: usize) -> String {
+        key_name(self.rows.keys[index].0)
+    }
+
+    /// The last number of one of its keys.
+    pub(crate) fn last(&self, index: usize) -> i64 {
+        self.rows.keys[index].1
+    }
+
+    /// Inserts one row of one key.
+    pub(crate) async fn insert_one(&mut self, index: usize) -> Result<(), tokio_postgres::Error> {
+        let mut one = Rows {
+            keys: vec![self.rows.keys[index]],
+        };
+        insert(&mut one, &self.client, &self.insert, &mut self.random, 1).await?;
+        self.rows.keys[index] = one.keys[0];
+        Ok(())
+    }
+
     /// Inserts so many rows, which count when the transaction is committed.
     pub(crate) async fn insert(&mut self, count: usize) -> Result<(), tokio_postgres::Error> {
         const AT_ONCE: usize = 1_000;
@@ -210,6 +230,10 @@ impl Rows {
     }
 }
 
+fn key_name(number: u64) -> String {
+    format!("key-{number}")
+}
+
 async fn insert(
     rows: &mut Rows,
     client: &Client,
@@ -225,7 +249,7 @@ async fn insert(
         *seq += 1;
         let id = uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes());
         let id = id.into_uuid().to_string();
-        let key = format!("key-{number}");
+        let key = key_name(*number);
         let length = random.usize(..200);
         let padding = format!("{CANARY_PAYLOAD} {}", "x".repeat(length));
         hashes.push(hash(&id, &key, *seq, &padding));
