@@ -16,7 +16,11 @@ pub enum Point {
     Acknowledged,
     /// The watermark knows of it; the server does not.
     Recorded,
-    /// As [`Recorded`](Point::Recorded), after SIGTERM.
+    /// What is settled is about to be committed: deletes, held rows, the checkpoint.
+    Settling,
+    /// It is committed, and nobody knows.
+    Settled,
+    /// A batch was acknowledged after SIGTERM.
     Draining,
 }
 
@@ -39,6 +43,8 @@ mod armed {
                 "in-transaction" => Some(Point::InTransaction),
                 "acknowledged" => Some(Point::Acknowledged),
                 "recorded" => Some(Point::Recorded),
+                "settling" => Some(Point::Settling),
+                "settled" => Some(Point::Settled),
                 "draining" => Some(Point::Draining),
                 _ => None,
             }

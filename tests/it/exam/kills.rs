@@ -61,10 +61,12 @@ async fn random_kills(sheet: Sheet, outlet: Outlet) {
 }
 
 /// Points of `failpoint`, and how often each is passed at most before the daemon dies there.
-const POINTS: [(&str, u64); 4] = [
+const POINTS: [(&str, u64); 6] = [
     ("in-transaction", 2_000),
     ("acknowledged", 20),
     ("recorded", 10),
+    ("settling", 10),
+    ("settled", 10),
     ("draining", 1),
 ];
 
