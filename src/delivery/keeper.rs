@@ -133,7 +133,7 @@ struct Running {
     /// When to look into the hold table again.
     next_look: Instant,
     /// When to try each sink that is away.
-    probes: Vec<(Instant, Backoff)>,
+    probes: Vec<look::Probe>,
     trouble: Backoff,
 }
 
@@ -143,7 +143,7 @@ struct Gone;
 impl Keeper {
     /// Keeps until there is no more work to come.
     pub async fn run(self) {
-        let probes = self.sinks.iter().map(|_| look::never_probed()).collect();
+        let probes = self.sinks.iter().map(|_| look::Probe::new()).collect();
         let now = Instant::now();
         let mut running = Running {
             keeper: self,
@@ -201,6 +201,10 @@ impl Running {
             Line::Up(session) => Some(*session),
             Line::Down | Line::Halted(_) => None,
         };
+        if self.session.is_none() {
+            // A server that shuts down waits for its clients.
+            self.client = None;
+        }
         self.next_look = Instant::now();
     }
 

@@ -25,6 +25,9 @@ use crate::units::BackoffRange;
 const BATCH_TASKS: usize = 3072;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// A sink that goes away again so soon after it was back was not: the pauses go on growing.
+const STEADY: Duration = Duration::from_secs(5);
+
 /// One lane of a sink.
 pub struct Lane {
     /// Its index among all lanes.
@@ -64,6 +67,8 @@ struct Running {
     lane: Lane,
     queue: LaneQueue,
     away: Option<Away>,
+    /// When the sink was last back, and how it had been away.
+    recovered: Option<(Instant, Away)>,
     /// The inbox is open.
     open: bool,
 }
@@ -82,6 +87,7 @@ impl Lane {
             lane: self,
             queue,
             away: None,
+            recovered: None,
             open: true,
         };
         running.run().await;
@@ -226,6 +232,7 @@ impl Running {
         let Some(away) = self.away.take() else { return };
         info!(sink = %self.lane.name, attempts = away.backoff.attempts(), "the sink is back");
         self.queue.report_away(false);
+        self.recovered = Some((Instant::now(), away));
     }
 
     fn is_away(&mut self, cause: Cause) {
@@ -234,6 +241,9 @@ impl Running {
         if self.away.is_none() {
             warn!(%sink, %cause, "the sink is away; its tasks wait");
             self.queue.report_away(true);
+            let recovered = self.recovered.take();
+            let before = recovered.filter(|(at, _)| at.elapsed() < STEADY);
+            self.away = before.map(|(_, away)| away);
         }
         let away = self.away.get_or_insert_with(|| Away {
             cause: cause.clone(),

@@ -1,4 +1,4 @@
-//! Floor 5: lanes, the ordered queues in front of the sinks, and the keeper, who writes down what became of the tasks.
+//! Floor 6: lanes, the ordered queues in front of the sinks, and the keeper, who writes down what became of the tasks.
 
 mod keeper;
 mod key;

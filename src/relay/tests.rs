@@ -21,6 +21,7 @@ use crate::route;
 
 mod ending;
 mod gate;
+mod held;
 mod histories;
 mod stream;
 

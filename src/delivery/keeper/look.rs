@@ -25,9 +25,39 @@ const PROBE: BackoffRange = BackoffRange {
     max: Duration::from_secs(3),
 };
 
-/// A sink that is not away.
-pub(super) fn never_probed() -> (Instant, Backoff) {
-    (Instant::now(), Backoff::new(PROBE))
+/// A sink that goes away again so soon was not really back.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// When and how to try a sink that is away.
+#[derive(Debug)]
+pub(super) struct Probe {
+    next: Instant,
+    backoff: Backoff,
+    last_away: Instant,
+}
+
+impl Probe {
+    pub(super) fn new() -> Probe {
+        let now = Instant::now();
+        Probe {
+            next: now,
+            backoff: Backoff::new(PROBE),
+            last_away: now,
+        }
+    }
+
+    /// Whether to try now.
+    fn is_due(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.last_away) >= STEADY {
+            self.backoff.reset();
+        }
+        self.last_away = now;
+        let due = self.next <= now;
+        if due {
+            self.next = now + self.backoff.next(fastrand::f64());
+        }
+        due
+    }
 }
 
 impl Running {
@@ -96,21 +126,15 @@ impl Running {
         if released.len() == tasks {
             next = now;
         }
-        for index in 0..sinks.len() {
-            if !away(index) {
-                self.probes[index] = never_probed();
-                continue;
-            }
-            let (at, backoff) = &mut self.probes[index];
-            if *at <= now {
-                *at = now + backoff.next(fastrand::f64());
+        for index in (0..sinks.len()).filter(|index| away(*index)) {
+            let probe = &mut self.probes[index];
+            if probe.is_due(now)
+                && let Some(client) = &mut self.client
+            {
                 let others = names(&|other| other != index);
-                let client = self.client.as_mut();
-                if let Some(client) = client {
-                    released.extend(hold::due(client, &slot, &others, &in_flight, batch(1)).await?);
-                }
+                released.extend(hold::due(client, &slot, &others, &in_flight, batch(1)).await?);
             }
-            next = next.min(self.probes[index].0);
+            next = next.min(probe.next);
         }
         Ok((released, next))
     }
