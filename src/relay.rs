@@ -300,7 +300,7 @@ impl Relay {
 
     fn begin_session(&mut self, session: Session) {
         if self.ledger.generation() != session.generation {
-            self.watermark.reset();
+            self.watermark.reset(session.start);
             self.bytes -= self.ledger.begin(session, self.watermark.confirmed());
         }
         self.session = Some(session);

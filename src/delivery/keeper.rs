@@ -14,6 +14,7 @@
 mod held;
 mod look;
 mod round;
+mod stuck;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -122,6 +123,8 @@ struct Running {
     written_at: Instant,
     /// Tasks were settled since the checkpoint was written.
     unsaved: bool,
+    /// Settled rows that cannot leave the outbox.
+    stuck: stuck::Stuck,
     /// Bytes of WAL that the server keeps for the slot, as seen last.
     retained: u64,
     /// What the relay was told of that.
@@ -132,6 +135,8 @@ struct Running {
     bytes: usize,
     /// When to look into the hold table again.
     next_look: Instant,
+    /// Due rows that are left out of the looks for a while.
+    passed_over: look::PassedOver,
     /// When to try each sink that is away.
     probes: Vec<look::Probe>,
     trouble: Backoff,
@@ -153,11 +158,13 @@ impl Keeper {
             waiting: None,
             written_at: now,
             unsaved: false,
+            stuck: stuck::Stuck::new(),
             retained: 0,
             lags: false,
             under_way: HashMap::new(),
             bytes: 0,
             next_look: now,
+            passed_over: look::PassedOver::new(),
             probes,
             trouble: Backoff::new(RETRY),
         };
@@ -213,7 +220,9 @@ impl Running {
         let draining = self.keeper.wishes.borrow().draining;
         let earliest = self.written_at + SPACING;
         let only_deletes = work.changes_rows() && !work.changes_hold();
-        if only_deletes && !draining && Instant::now() < earliest {
+        // Where rows are stuck, the relay asks again at once how far everything is settled.
+        let waits = only_deletes && !draining || !self.stuck.is_empty() && !work.changes_hold();
+        if waits && Instant::now() < earliest {
             self.waiting = Some((work, earliest));
             return Ok(());
         }
@@ -225,14 +234,15 @@ impl Running {
         self.unsaved |= work.settled > 0;
         let saves = self.unsaved && self.written_at.elapsed() >= CHECKPOINT_EVERY;
         let mut freed = Vec::new();
-        if work.changes_rows() || saves && self.session.is_some() {
+        if work.changes_rows() || !self.stuck.is_empty() || saves && self.session.is_some() {
             freed = self.write(&mut work).await?;
             self.written_at = Instant::now();
             self.unsaved = false;
         }
+        let confirmation = self.stuck.confirmable(work.confirmation);
         self.keeper.confirmed.send_if_modified(|known| {
-            let news = *known != work.confirmation;
-            *known = work.confirmation;
+            let news = *known != confirmation;
+            *known = confirmation;
             news
         });
         for hold_id in work.rows.hold_ids() {
@@ -245,7 +255,7 @@ impl Running {
             parked: report::sizes(&work),
             freed,
             lanes: work.lanes,
-            confirmation: work.confirmation,
+            confirmation,
         };
         self.tell(News::Written(written)).await
     }
@@ -368,6 +378,13 @@ impl Running {
     async fn tell(&mut self, news: News) -> Result<(), Gone> {
         self.keeper.news.send(news).await.map_err(|_| Gone)
     }
+}
+
+/// Waits until the session has ended: what is asked on its behalf is of no use then, and its connection may be as dead.
+async fn ended(mut line: watch::Receiver<Line>, session: Session) {
+    let is_up = |line: &Line| matches!(line, Line::Up(up) if *up == session);
+    // Where nobody is left to say so, it has ended too.
+    let _ = line.wait_for(|line| !is_up(line)).await;
 }
 
 async fn until(at: Option<Instant>) {

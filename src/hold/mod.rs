@@ -13,8 +13,8 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use due::{Batch, due, held_keys, held_positions, mend, next_due};
-pub use settle::{Checkpoint, delete_settled, read_checkpoint, write_checkpoint};
+pub use due::{Batch, Due, due, held_keys, held_positions, mend, next_due};
+pub use settle::{Checkpoint, delete_settled, delete_unlocked, read_checkpoint, write_checkpoint};
 pub use store::{bury, park, postpone, remove};
 
 use crate::outbox::Task;

@@ -90,9 +90,8 @@ impl Store {
     }
 
     async fn due_but(&self, away: &[&str], in_flight: &[i64]) -> Vec<Released> {
-        hold::due(&self.look, SLOT, away, in_flight, ALL)
-            .await
-            .expect("an answer")
+        let due = hold::due(&self.look, SLOT, away, in_flight, ALL).await;
+        due.expect("an answer").released
     }
 
     /// Names of the tasks that are due, in order.
@@ -380,7 +379,7 @@ async fn tasks_are_due_in_order_of_time() {
     assert_eq!(names(&store.due_but(&["b"], &in_flight).await), ["later"]);
     assert_eq!(names(&store.due_but(&["a", "b"], &[]).await), [""; 0]);
     let other = hold::due(&store.look, "other", &[], &[], ALL).await;
-    assert!(other.expect("an answer").is_empty());
+    assert!(other.expect("an answer").released.is_empty());
     let next = hold::next_due(&store.look, "other").await;
     assert_eq!(next.expect("an answer"), None);
 
@@ -414,7 +413,8 @@ async fn a_batch_has_its_limits() {
         (10, 1 << 30, 5),
     ] {
         let due = hold::due(&store.look, SLOT, &[], &[], Batch { tasks, bytes }).await;
-        assert_eq!(due.expect("an answer").len(), expected, "{tasks} {bytes}");
+        let due = due.expect("an answer").released;
+        assert_eq!(due.len(), expected, "{tasks} {bytes}");
     }
 }
 
@@ -844,9 +844,8 @@ async fn many_tasks_are_held_and_come_back_in_order() {
                 tasks: 1_000,
                 bytes: 64 << 20,
             };
-            let due = hold::due(&store.look, SLOT, &[], &[], batch)
-                .await
-                .expect("an answer");
+            let due = hold::due(&store.look, SLOT, &[], &[], batch).await;
+            let due = due.expect("an answer").released;
             if due.is_empty() {
                 break;
             }

@@ -2,6 +2,7 @@
 
 mod celery_messages;
 mod celery_redis;
+mod checkpoint;
 mod cli;
 mod config;
 mod conformance;
@@ -10,6 +11,7 @@ mod demo;
 mod exam;
 mod example;
 mod gate;
+mod hold_bad_input;
 mod hold_cli;
 mod hold_histories;
 mod hold_store;
@@ -21,9 +23,12 @@ mod primary_faults;
 mod properties;
 mod refused;
 mod rejected;
+mod retries;
 mod scenarios;
+mod scheduling;
 mod server_faults;
 mod sink_faults;
+mod spill;
 mod support;
 mod tidy;
 mod tls;

@@ -53,6 +53,7 @@ async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
         generation: GENERATION,
         identity: crate::intake::Identity::default(),
         walsender_pid: 1,
+        start: Lsn::ZERO,
         until,
     };
     let open = Open {
