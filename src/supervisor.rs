@@ -11,6 +11,7 @@ use tracing::error;
 use crate::delivery::Lane;
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
+use crate::partitions::Partitions;
 use crate::relay::{self, Budget, End, Gate, LANE_SLACK, Relay, SinkLanes};
 use crate::route::Router;
 use crate::sink::Sink;
@@ -41,6 +42,8 @@ pub struct Plan {
     pub intake: Intake,
     /// The gate; `None` where it is switched off.
     pub gate: Option<Watch>,
+    /// What keeps the outbox's partitions, where that is ours to do.
+    pub partitions: Option<Partitions>,
     /// The routes.
     pub router: Router,
     /// By route: index of its sink.
@@ -110,6 +113,9 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     }
     drop(reports);
 
+    if let Some(partitions) = plan.partitions {
+        tasks.spawn(partitions.run(stands.clone(), confirmable.clone()));
+    }
     let channels = intake::Channels {
         batches,
         line,

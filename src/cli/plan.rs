@@ -6,6 +6,8 @@ use crate::config::Config;
 use crate::gate::watcher::Watch;
 use crate::intake::{Intake, Until};
 use crate::outbox::Columns;
+use crate::outbox::config::Retention;
+use crate::partitions::Partitions;
 use crate::relay::Budget;
 use crate::route::Router;
 use crate::supervisor::{Plan, PlannedSink};
@@ -37,14 +39,23 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
             )
         })
     });
+    let partitions = (config.outbox.retention == Retention::Partition).then(|| Partitions {
+        target: primary.clone(),
+        slot: config.postgres.slot.clone(),
+        table: columns.table().clone(),
+        width: config.outbox.partition,
+        keep: config.outbox.partition_keep,
+    });
     Ok(Plan {
         intake: Intake {
             target: primary,
             slot: config.postgres.slot.clone(),
             publication: config.postgres.publication.clone(),
             columns,
+            partitions: partitions.is_some(),
             until,
         },
+        partitions,
         gate: (gate.visibility || !gate.replicas.is_empty()).then_some(gate),
         router: Router::new(&config.routes),
         sink_of_route: sink_of_route.collect::<Result<_, _>>()?,

@@ -42,6 +42,8 @@ pub struct Intake {
     pub publication: String,
     /// The outbox table and its columns.
     pub columns: Columns,
+    /// Settled partitions are dropped, and those to come are made.
+    pub partitions: bool,
     /// Where `--until` stops.
     pub until: Option<Until>,
 }

@@ -162,7 +162,10 @@ pub(super) async fn check(
 }
 
 fn expectation(intake: &Intake) -> Expectation {
-    Expectation::new(&intake.columns, &intake.slot, &intake.publication)
+    Expectation {
+        partitions: intake.partitions,
+        ..Expectation::new(&intake.columns, &intake.slot, &intake.publication)
+    }
 }
 
 /// New warnings go to the log; fatal findings, told together, are the error.

@@ -16,6 +16,7 @@ mod init;
 mod kills;
 mod lifecycle;
 mod memory;
+mod partitions;
 mod preflight;
 mod primary_faults;
 mod properties;
