@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::outbox::{Columns, Event};
+use crate::outbox::{Columns, Event, Retention};
 use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::{Error, Place, Policy, RECONNECT, Stop, Target};
 use crate::units::BackoffRange;
@@ -42,8 +42,8 @@ pub struct Intake {
     pub publication: String,
     /// The outbox table and its columns.
     pub columns: Columns,
-    /// Settled partitions are dropped, and those to come are made.
-    pub partitions: bool,
+    /// What happens to settled rows.
+    pub retention: Retention,
     /// Where `--until` stops.
     pub until: Option<Until>,
 }
@@ -103,6 +103,15 @@ pub enum Item {
     Keepalive(Lsn),
 }
 
+/// Whose LSNs they are: on another server, or in another history of it, they mean something else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Identity {
+    /// The system identifier of the database cluster.
+    pub system_id: u64,
+    /// Its timeline.
+    pub timeline: u32,
+}
+
 /// A replication session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Session {
@@ -110,6 +119,8 @@ pub struct Session {
     pub number: u64,
     /// Counts the identities (system, timeline) that were met. LSNs of different generations mean different things.
     pub generation: u64,
+    /// The identity that it is of.
+    pub identity: Identity,
     /// The walsender's process id.
     pub walsender_pid: u32,
     /// `--until`, as a position.
@@ -121,6 +132,8 @@ pub struct Session {
 pub struct Confirmation {
     /// The generation of sessions that the position belongs to.
     pub generation: u64,
+    /// The identity that it is of.
+    pub identity: Identity,
     /// Everything below is settled.
     pub lsn: ConfirmedLsn,
 }
