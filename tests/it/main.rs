@@ -9,6 +9,7 @@ mod contract;
 mod demo;
 mod example;
 mod gate;
+mod hold_by_hand;
 mod hold_cli;
 mod hold_histories;
 mod hold_store;
