@@ -35,6 +35,7 @@
 //! | 0 P | [`pg`] | The protocol's values and frames: LSNs, timestamps, pgoutput. Bounds-checked, without a copy. |
 //! | 0 P | [`units`] | Durations, sizes and backoff ranges, as the configuration writes them. |
 //! | 0 P | [`near`] | The name that was probably meant. |
+//! | 0 | [`failpoint`] | Points at which a test lets the daemon die; nothing in a default release build. |
 //! | 0 | [`tls`] | Whom to trust, and who we are. |
 //!
 //! # A row's way through the house
@@ -95,6 +96,7 @@ pub mod config;
 pub mod control;
 pub mod delivery;
 pub mod envelope;
+pub mod failpoint;
 pub mod gate;
 pub mod hold;
 pub mod intake;

@@ -28,6 +28,7 @@ pub use self::phase::End;
 use self::phase::Phase;
 use self::strain::Strain;
 use crate::delivery::{KeyHasher, News as Kept, Report, Wishes, Work};
+use crate::failpoint::{self, Point};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
 use crate::intake::{Batch, Item, Line, Order, Session};
@@ -370,6 +371,7 @@ impl Relay {
             return;
         }
         self.watermark.open();
+        failpoint::reach(Point::InTransaction);
         self.dispatch(task, ticket);
     }
 

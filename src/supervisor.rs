@@ -28,7 +28,7 @@ const RELEASED_PART: usize = 4;
 /// was away.
 const OUTAGE: BackoffRange = BackoffRange {
     min: Duration::from_millis(100),
-    max: Duration::from_secs(3),
+    max: Duration::from_secs(1),
 };
 
 /// A sink's part of a [`Plan`].

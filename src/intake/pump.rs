@@ -16,6 +16,7 @@ use super::pacing::Pacing;
 use super::session::Open;
 use super::{Batch, Channels, Ended, Item, Line, Order, Session};
 use crate::clock;
+use crate::failpoint::{self, Point};
 use crate::outbox::{AssembleError, Assembler, Event};
 use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
 use crate::pg::{ConfirmedLsn, Lsn};
@@ -234,6 +235,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             return Err(Error::timeout(Place::Streaming, silent));
         }
         let news = self.confirmable(channels) > self.sent;
+        if news {
+            failpoint::reach(Point::Recorded);
+        }
         // The next tick would be too late.
         let due = now.duration_since(self.sent_at) + STATUS_INTERVAL > STATUS_AT_LEAST;
         // To end at a position we must hear that the server has come so far.

@@ -5,6 +5,7 @@ use tracing::{error, warn};
 use super::Relay;
 use super::timing::not_before;
 use crate::delivery::{News, Origin, Passage, Report, Rows, Written};
+use crate::failpoint::{self, Point};
 use crate::hold::{Park, Released, State};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
@@ -73,6 +74,9 @@ impl Relay {
             self.watermark.settle(ticket, count);
         }
         self.delivered += report.delivered;
+        if self.phase.is_draining() {
+            failpoint::reach(Point::Draining);
+        }
         self.bytes -= report.bytes;
         self.released -= report.rows.len();
         self.ledger.delivered(report.delivered, &report.ids);
