@@ -126,26 +126,10 @@ impl Running {
     fn take_in(&mut self) {
         while self.open {
             match self.lane.inbox.try_recv() {
-                Ok(message) => self.message(message),
+                Ok(message) => take(message, &mut self.queue, self.away.is_some()),
                 Err(mpsc::error::TryRecvError::Empty) => return,
                 Err(mpsc::error::TryRecvError::Disconnected) => self.open = false,
             }
-        }
-    }
-
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Tasks(passages) => {
-                for mut passage in passages {
-                    if self.away.is_some() {
-                        // It waits for long, and must not keep the read buffer alive.
-                        passage.task.detach();
-                    }
-                    self.queue.push(passage);
-                }
-            }
-            Message::Held(hashes) => self.queue.learn_held(hashes),
-            Message::Written { seq, freed } => self.queue.written(seq, &freed),
         }
     }
 
@@ -176,7 +160,7 @@ impl Running {
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = self.lane.sink.deliver(&tasks).await;
+        let answer = self.answer(&tasks).await;
         failpoint::reach(Point::Acknowledged);
         let passages = tasks.into_iter().zip(tags);
         let passages = passages.map(|(task, (origin, route))| Passage {
@@ -200,6 +184,37 @@ impl Running {
             Err(Outage(cause)) => {
                 self.queue.give_back(passages.collect());
                 self.is_away(cause);
+            }
+        }
+    }
+
+    /// The sink's answer, for which it may take as long as its timeout. Once the lane spills, what comes meanwhile goes to
+    /// the hold at once: it must not use up the room of all sinks. That changes no order: what is out came from the hold.
+    async fn answer(&mut self, tasks: &[Task]) -> Result<Vec<Outcome>, Outage> {
+        let Running {
+            lane,
+            queue,
+            away,
+            open,
+            ..
+        } = self;
+        let mut delivery = lane.sink.deliver(tasks);
+        loop {
+            let message = tokio::select! {
+                biased;
+                answer = &mut delivery => return answer,
+                message = lane.inbox.recv(), if *open => message,
+            };
+            match message {
+                Some(message) => take(message, queue, away.is_some()),
+                None => *open = false,
+            }
+            if let Some(away) = away.as_ref().filter(|away| away.spilled) {
+                queue.spill(&away.cause, false);
+                if let Some(report) = queue.take_report() {
+                    // That nobody listens any more, the next one will tell.
+                    let _ = lane.reports.send(report).await;
+                }
             }
         }
     }
@@ -281,11 +296,27 @@ impl Running {
             () = self.lane.reports.closed() => return false,
         };
         match received {
-            Some(Some(message)) => self.message(message),
+            Some(Some(message)) => take(message, &mut self.queue, self.away.is_some()),
             Some(None) => self.open = false,
             None => {}
         }
         true
+    }
+}
+
+/// A message is for the queue. `waits`: a task will wait there for long, and must not keep the read buffer alive.
+fn take(message: Message, queue: &mut LaneQueue, waits: bool) {
+    match message {
+        Message::Tasks(passages) => {
+            for mut passage in passages {
+                if waits {
+                    passage.task.detach();
+                }
+                queue.push(passage);
+            }
+        }
+        Message::Held(hashes) => queue.learn_held(hashes),
+        Message::Written { seq, freed } => queue.written(seq, &freed),
     }
 }
 
