@@ -4,6 +4,8 @@
 //! `hold_after`, or under strain, it *spills*: all it has goes to the hold, in order, and so does what comes. What comes
 //! back from there, a task now and then, is the probe: when the sink takes it, the lane goes on.
 
+mod stall;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,7 +99,8 @@ impl Lane {
 impl Running {
     async fn run(mut self) {
         loop {
-            self.take_in();
+            let away = self.away.is_some();
+            take_in(&mut self.lane.inbox, &mut self.open, &mut self.queue, away);
             self.spill();
             let may_try = self
                 .away
@@ -118,17 +121,6 @@ impl Running {
             }
             if !tried && !self.wait().await {
                 return;
-            }
-        }
-    }
-
-    /// Takes what is in the inbox.
-    fn take_in(&mut self) {
-        while self.open {
-            match self.lane.inbox.try_recv() {
-                Ok(message) => take(message, &mut self.queue, self.away.is_some()),
-                Err(mpsc::error::TryRecvError::Empty) => return,
-                Err(mpsc::error::TryRecvError::Disconnected) => self.open = false,
             }
         }
     }
@@ -160,7 +152,7 @@ impl Running {
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = self.answer(&tasks).await;
+        let answer = self.deliver(&tasks).await;
         failpoint::reach(Point::Acknowledged);
         let passages = tasks.into_iter().zip(tags);
         let passages = passages.map(|(task, (origin, route))| Passage {
@@ -184,37 +176,6 @@ impl Running {
             Err(Outage(cause)) => {
                 self.queue.give_back(passages.collect());
                 self.is_away(cause);
-            }
-        }
-    }
-
-    /// The sink's answer, for which it may take as long as its timeout. Once the lane spills, what comes meanwhile goes to
-    /// the hold at once: it must not use up the room of all sinks. That changes no order: what is out came from the hold.
-    async fn answer(&mut self, tasks: &[Task]) -> Result<Vec<Outcome>, Outage> {
-        let Running {
-            lane,
-            queue,
-            away,
-            open,
-            ..
-        } = self;
-        let mut delivery = lane.sink.deliver(tasks);
-        loop {
-            let message = tokio::select! {
-                biased;
-                answer = &mut delivery => return answer,
-                message = lane.inbox.recv(), if *open => message,
-            };
-            match message {
-                Some(message) => take(message, queue, away.is_some()),
-                None => *open = false,
-            }
-            if let Some(away) = away.as_ref().filter(|away| away.spilled) {
-                queue.spill(&away.cause, false);
-                if let Some(report) = queue.take_report() {
-                    // That nobody listens any more, the next one will tell.
-                    let _ = lane.reports.send(report).await;
-                }
             }
         }
     }
@@ -296,7 +257,7 @@ impl Running {
             () = self.lane.reports.closed() => return false,
         };
         match received {
-            Some(Some(message)) => take(message, &mut self.queue, self.away.is_some()),
+            Some(Some(message)) => hear(&mut self.queue, message, self.away.is_some()),
             Some(None) => self.open = false,
             None => {}
         }
@@ -304,12 +265,27 @@ impl Running {
     }
 }
 
-/// A message is for the queue. `waits`: a task will wait there for long, and must not keep the read buffer alive.
-fn take(message: Message, queue: &mut LaneQueue, waits: bool) {
+/// Takes what is in the inbox. `detach`: it will wait for long, and must not keep the read buffer alive.
+fn take_in(
+    inbox: &mut mpsc::Receiver<Message>,
+    open: &mut bool,
+    queue: &mut LaneQueue,
+    detach: bool,
+) {
+    while *open {
+        match inbox.try_recv() {
+            Ok(message) => hear(queue, message, detach),
+            Err(mpsc::error::TryRecvError::Empty) => return,
+            Err(mpsc::error::TryRecvError::Disconnected) => *open = false,
+        }
+    }
+}
+
+fn hear(queue: &mut LaneQueue, message: Message, detach: bool) {
     match message {
         Message::Tasks(passages) => {
             for mut passage in passages {
-                if waits {
+                if detach {
                     passage.task.detach();
                 }
                 queue.push(passage);
