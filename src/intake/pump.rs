@@ -117,6 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             return Ended::Finished;
         }
         loop {
+            let room = channels.memory.has_room();
             let outcome = tokio::select! {
                 biased;
                 changed = channels.orders.changed() => {
@@ -128,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                     Ok(())
                 }
-                () = sleep_until(self.next_status) => self.tick(channels, pending.is_some()).await,
+                () = sleep_until(self.next_status) => self.tick(channels, pending.is_some() || !room).await,
                 seen = watch.recv() => match seen {
                     Some(Seen::Leaving) => {
                         self.leave();
@@ -144,12 +145,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                     _ => return Ended::Finished,
                 },
-                chunk = self.stream.read(), if pending.is_none() => match chunk {
+                () = channels.memory.room(), if !room => Ok(()),
+                chunk = self.stream.read(), if pending.is_none() && room => match chunk {
                     Ok(chunk) => {
                         self.heard_at = Instant::now();
                         let read = chunk.bytes.len();
                         self.decode(&chunk).map(|items| {
-                            let batch = Batch { session: self.session.number, items };
+                            let bytes = items.iter().map(Item::size).sum();
+                            let charge = channels.memory.charge(bytes);
+                            let batch = Batch { session: self.session.number, items, charge };
                             pending = hand_over(batch, &channels.batches);
                             if let Some(pause) = pacing.after_read(read, self.heard_at.into_std()) {
                                 (self.pause)(pause);
