@@ -44,6 +44,8 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
             publication: config.postgres.publication.clone(),
             columns,
             until,
+            replicas: gate.replicas.clone(),
+            heal: config.postgres.heal,
         },
         gate: (gate.visibility || !gate.replicas.is_empty()).then_some(gate),
         router: Router::new(&config.routes),

@@ -6,6 +6,7 @@
 //! changes a queue is serialized by a lock of the transaction, which every function here takes by itself.
 
 mod due;
+mod healing;
 mod settle;
 mod store;
 mod wire;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use due::{Batch, due, held_keys, held_positions, mend, next_due};
+pub use healing::{begin_healing, end_healing, healing_since, note_beginning};
 pub use settle::{Checkpoint, delete_settled, read_checkpoint, write_checkpoint};
 pub use store::{bury, park, postpone, remove};
 

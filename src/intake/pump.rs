@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use super::drift::Seen;
+use super::heal::Rows;
 use super::pacing::Pacing;
 use super::session::Open;
 use super::{Batch, Channels, Ended, Item, Line, Order, Session};
@@ -47,6 +48,8 @@ struct Pump<S> {
     stream: Stream<S>,
     assembler: Assembler,
     session: Session,
+    /// What goes before the stream; until it is through, the stream is not read.
+    rows: Option<Rows>,
     /// How the pause under load is made.
     pause: fn(Duration),
     /// The highest position that this session has received: nothing above it is confirmed, whatever the relay says.
@@ -75,13 +78,16 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         stream,
         assembler,
         session,
+        rows,
+        received,
     } = open;
     let mut pump = Pump {
         stream,
         assembler,
         session,
+        rows,
         pause,
-        received: Lsn::ZERO,
+        received,
         sent: ConfirmedLsn::default(),
         sent_at: now,
         next_status: now,
@@ -127,7 +133,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                     Ok(())
                 }
-                () = sleep_until(self.next_status) => self.tick(channels, pending.is_some()).await,
+                () = sleep_until(self.next_status) => self.tick(channels, pending.is_some() || self.rows.is_some()).await,
                 seen = watch.recv() => match seen {
                     Some(Seen::Leaving) => {
                         self.leave();
@@ -143,7 +149,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                     _ => return Ended::Finished,
                 },
-                chunk = self.stream.read(), if pending.is_none() => match chunk {
+                batch = next_rows(&mut self.rows), if pending.is_none() && self.rows.is_some() => match batch {
+                    Some(Ok(items)) => {
+                        let batch = Batch { session: self.session.number, items };
+                        pending = hand_over(batch, &channels.batches);
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => {
+                        self.rows = None;
+                        Ok(())
+                    }
+                },
+                chunk = self.stream.read(), if pending.is_none() && self.rows.is_none() => match chunk {
                     Ok(chunk) => {
                         self.heard_at = Instant::now();
                         let read = chunk.bytes.len();
@@ -280,8 +298,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 }
 
+async fn next_rows(rows: &mut Option<Rows>) -> Option<Result<Vec<Item>, Error>> {
+    rows.as_mut()?.next().await
+}
+
 /// What cannot be decoded is never skipped.
-fn undecodable(error: AssembleError) -> Error {
+pub(super) fn undecodable(error: AssembleError) -> Error {
     let stop = match error {
         AssembleError::Layout { .. } | AssembleError::Row { .. } => Stop::Configuration,
         _ => Stop::Runtime,

@@ -6,6 +6,7 @@
 
 mod facts;
 mod judge;
+mod replica;
 mod standby;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::replication::APPLICATION_NAME;
 
 pub use facts::{Column, Facts, Holding, Membership, Publication, Role, Slot, Table, facts};
 pub use judge::{drift, judge, judge_ground, judge_role, judge_table};
+pub use replica::check_replica;
 pub use standby::check_walsender;
 
 /// What the daemon is configured for.
@@ -36,6 +38,8 @@ pub struct Expectation {
     pub application_name: String,
     /// Settled rows are deleted.
     pub deletes: bool,
+    /// A lost slot is made again, and what is in the outbox is dispatched.
+    pub heals: bool,
     /// The role that the daemon logs in as, where its rights are to be judged: by `init`, and when the server has
     /// refused the walsender. Otherwise the connection itself is the proof.
     pub role: Option<String>,
@@ -60,6 +64,7 @@ impl Expectation {
             optional,
             application_name: APPLICATION_NAME.to_owned(),
             deletes: false,
+            heals: false,
             role: None,
         }
     }
@@ -94,8 +99,10 @@ pub enum Class {
     Temporary,
     /// Set up in a way that cannot work.
     Configuration,
-    /// The slot or the publication is gone: do not restart blindly.
-    Lost,
+    /// The slot is gone: do not restart blindly. It can be healed.
+    SlotLost,
+    /// The publication is gone: do not restart blindly.
+    PublicationLost,
 }
 
 impl Finding {

@@ -44,6 +44,7 @@ pub(crate) fn expected(wanted: &Wanted) -> Expectation {
         optional: Vec::new(),
         application_name: "aftercommit".to_owned(),
         deletes: true,
+        heals: false,
         role: wanted.login.clone(),
     }
 }
