@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -44,6 +45,8 @@ pub enum Outcome {
     Delivered,
     /// Not delivered, or not known to be: the same task, with the same id, may be handed over again.
     Retry(Cause),
+    /// The same, and the receiver asks for so long a pause at least.
+    RetryIn(Duration, Cause),
     /// It can never be delivered as it is.
     Reject(Cause),
 }
@@ -72,6 +75,12 @@ pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>
 pub trait Sink: Send {
     /// Hands a batch over, in order, and waits for the broker's confirmation.
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a>;
+
+    /// How long before its `run_at` a task may be handed over: its message says when it is to run, and the receiver keeps
+    /// it until then. What is further ahead waits in the hold table.
+    fn keeps(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// `[sink.<type>.<name>]`: the only list of sink types.

@@ -57,6 +57,7 @@ async fn start_behind(rows: Option<Rows>, pipe: usize, until: Option<Lsn>) -> Be
     let session = Session {
         number: 7,
         generation: GENERATION,
+        identity: crate::intake::Identity::default(),
         walsender_pid: 1,
         until,
     };
@@ -93,8 +94,11 @@ async fn start_behind(rows: Option<Rows>, pipe: usize, until: Option<Lsn>) -> Be
 impl Bench {
     fn settle(&self, generation: u64, lsn: u64) {
         let lsn = ConfirmedLsn::vouch(Lsn(lsn));
-        self.confirmed
-            .send_replace(Confirmation { generation, lsn });
+        self.confirmed.send_replace(Confirmation {
+            generation,
+            lsn,
+            ..Confirmation::default()
+        });
     }
 
     /// The items of so many frames, in words.

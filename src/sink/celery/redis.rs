@@ -20,6 +20,9 @@ use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
 
+/// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What
+/// is further ahead would fill the workers, and come again and again once the broker's visibility timeout is over.
+const KEPT_BY_WORKERS: Duration = Duration::from_secs(2);
 /// The bindings of an exchange are asked for again after this.
 const BINDINGS_FRESH: Duration = Duration::from_secs(1);
 
@@ -199,6 +202,10 @@ impl Sink for Redis {
                 Err(Outage(Cause::new(words)))
             })
         })
+    }
+
+    fn keeps(&self) -> Duration {
+        KEPT_BY_WORKERS
     }
 }
 
