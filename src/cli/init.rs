@@ -9,6 +9,7 @@ use super::Failure;
 use super::exit::Code;
 use crate::config::Config;
 use crate::control::{self, ApplyError, Event, Kind, Wanted};
+use crate::hold;
 use crate::outbox::config::Retention;
 use crate::outbox::{Columns, TableName};
 use crate::preflight::{
@@ -98,6 +99,9 @@ pub enum Error {
     /// A step failed.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// The slot could not be marked as lost.
+    #[error(transparent)]
+    Mark(#[from] crate::replication::Error),
     /// The server could not be looked at.
     #[error("the server's catalogs cannot be read: {}", control::in_words(.0))]
     Look(#[from] tokio_postgres::Error),
@@ -112,6 +116,7 @@ impl Error {
         let refused = match self {
             Error::Apply(e) => e.code().is_some(),
             Error::Look(e) => e.code().is_some(),
+            Error::Mark(e) => e.sqlstate().is_some(),
             Error::Output(_) => return Code::Runtime,
         };
         match refused {
@@ -155,6 +160,10 @@ pub async fn apply(
     }
 
     let mut written = Ok(());
+    if expected.heals && before.slot.is_none() && before.holding.missing.is_empty() {
+        // It was lost: a new one alone would hide that.
+        hold::mark_known(client, &wanted.slot).await?;
+    }
     let (mut left, mut new_slot) = (false, false);
     control::apply(client, observer, wanted, &mut |event| {
         left |= matches!(event, Event::Left(_));

@@ -37,9 +37,10 @@ pub async fn begin_healing(
 ) -> Result<(), Error> {
     let system_id = system_id.to_string();
     let timeline = i32::try_from(timeline).unwrap_or(i32::MAX);
-    // The commit has to survive a crash of the server, whatever the role's settings.
+    // Whatever the role's settings, the mark is on disk before there is a slot. A standby that takes over has it, too, if it has
+    // the slot, which comes behind it in the WAL.
     db.execute_typed(
-        "with durable as materialized (select set_config('synchronous_commit', 'on', true)) \
+        "with durable as materialized (select set_config('synchronous_commit', 'local', true)) \
          insert into aftercommit.checkpoint (slot, system_id, timeline, lsn, healing) \
          select $1, $2, $3, '0/0', clock_timestamp() from durable \
          on conflict (slot) do update set healing = excluded.healing",
@@ -48,6 +49,20 @@ pub async fn begin_healing(
             (&system_id, Type::TEXT),
             (&timeline, Type::INT4),
         ],
+    )
+    .await
+    .map_err(|e| Error::sql("mark the slot as being healed", e))?;
+    Ok(())
+}
+
+/// Sets the mark where the slot has a row: it was at work before, and is being made anew by somebody else than the daemon.
+///
+/// # Errors
+/// Those of the server.
+pub async fn mark_known(db: &Client, slot: &str) -> Result<(), Error> {
+    db.execute_typed(
+        "update aftercommit.checkpoint set healing = coalesce(healing, clock_timestamp()) where slot = $1",
+        &[(&slot, Type::TEXT)],
     )
     .await
     .map_err(|e| Error::sql("mark the slot as being healed", e))?;

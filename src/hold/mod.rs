@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use due::{Batch, due, held_keys, held_positions, mend, next_due};
-pub use healing::{begin_healing, end_healing, healing_since, note_beginning};
+pub use healing::{begin_healing, end_healing, healing_since, mark_known, note_beginning};
 pub use settle::{Checkpoint, delete_settled, read_checkpoint, write_checkpoint};
 pub use store::{bury, park, postpone, remove};
 

@@ -15,6 +15,8 @@ fn with_heal(config: &str) -> String {
     config.replacen("[postgres]\n", "[postgres]\nheal = true\n", 1)
 }
 
+/// The default: settled rows are deleted.
+const DELETES: &str = "[outbox]";
 const HEALING: &str = "making the slot again";
 const HEALED: &str = "the slot is healed";
 
@@ -53,6 +55,9 @@ async fn a_slot_that_is_dropped_under_load_costs_nothing() {
     let mut exam = Exam::start();
     let config = with_heal(&exam.config());
     let mut daemon = Daemon::start(&config);
+    daemon
+        .wait_for_log("the stream", |record| says(record, "streaming"))
+        .await;
     let load = exam.load(3, Duration::from_millis(60));
     let mut most = 0;
     for round in 1..=ROUNDS {
@@ -193,7 +198,7 @@ async fn two_daemons_heal_a_slot_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_start_sends_what_the_table_has_already() {
     let server = Postgres::start(Options::default());
-    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", "");
+    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", DELETES);
     let healing = with_heal(&config);
     init(&config);
     server.psql(DROP);
@@ -223,13 +228,22 @@ async fn the_first_start_sends_what_the_table_has_already() {
     assert_eq!(printed(&daemon), [next]);
     assert_eq!(count(&daemon, HEALING), 0);
     assert!(daemon.terminate().await.success());
+
+    // A slot that was at work is not made anew without a word.
+    server.psql(DROP);
+    let missed = server.psql("select aftercommit.enqueue('missed')");
+    init(&healing);
+    let mut daemon = Daemon::start(&healing);
+    assert_eq!(wait_for_printed(&daemon, 1).await, [missed]);
+    wait_until_healed(&mut daemon, &server, 1).await;
+    assert!(daemon.terminate().await.success());
 }
 
 /// An empty table needs no healing, and neither does what comes before the second start.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_empty_table_is_not_healed() {
     let server = Postgres::start(Options::default());
-    let config = with_heal(&to_stdout(&server.url(SUPERUSER), "aftercommit", ""));
+    let config = with_heal(&to_stdout(&server.url(SUPERUSER), "aftercommit", DELETES));
     init(&config);
     let mut daemon = Daemon::start(&config);
     daemon
@@ -339,7 +353,7 @@ async fn the_order_is_that_of_commits_where_it_is_known() {
             settings,
             ..Options::default()
         });
-        let config = to_stdout(&server.url(SUPERUSER), "aftercommit", "");
+        let config = to_stdout(&server.url(SUPERUSER), "aftercommit", DELETES);
         init(&config);
         server.psql(DROP);
         server.psql("create table orders (n int)");
@@ -382,7 +396,7 @@ async fn the_order_is_that_of_commits_where_it_is_known() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_keeps_the_slot_from_being_made_is_named() {
     let server = Postgres::start(Options::default());
-    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", "");
+    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", DELETES);
     init(&config);
     server.psql(DROP);
     let row = server.psql("select aftercommit.enqueue('waits')");
@@ -428,7 +442,7 @@ async fn ends_with_3(config: &str) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_consent_it_says_what_is_in_doubt() {
     let server = Postgres::start(Options::default());
-    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", "");
+    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", DELETES);
     init(&config);
     let contains = |log: &str, words: &[&str]| {
         for word in words {
@@ -486,7 +500,7 @@ async fn without_consent_it_says_what_is_in_doubt() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_of_somebody_else_is_left_alone() {
     let server = Postgres::start(Options::default());
-    let config = with_heal(&to_stdout(&server.url(SUPERUSER), "aftercommit", ""));
+    let config = with_heal(&to_stdout(&server.url(SUPERUSER), "aftercommit", DELETES));
     init(&config);
     server.psql(DROP);
     server.psql("select aftercommit.enqueue('waits')");

@@ -234,6 +234,7 @@ pub(super) async fn heal(
     );
     hold::begin_healing(sql, &intake.slot, system.system_id, system.timeline).await?;
     drop_slot(sql, &intake.slot).await?;
+    let_others_finish(sql, &intake.slot).await?;
     let pid = i32::try_from(walsender.backend_pid()).unwrap_or_default();
     let created = walsender.create_slot(&intake.slot);
     let created = control::watched(created, sql, pid, &mut |blockers| {
@@ -268,6 +269,15 @@ async fn drop_slot(sql: &Client, slot: &str) -> Result<(), Error> {
     )
     .await
     .map_err(|e| Error::sql("drop the lost slot", e))?;
+    Ok(())
+}
+
+/// Who writes down what is settled holds this lock, and holds the slot: there is none now, so nobody begins any more. What was
+/// begun ends before the snapshot, which else would see rows that are settled.
+async fn let_others_finish(sql: &Client, slot: &str) -> Result<(), Error> {
+    sql.query_typed("select aftercommit.hold_lock($1)", &[(&slot, Type::TEXT)])
+        .await
+        .map_err(|e| Error::sql("wait for what is being settled", e))?;
     Ok(())
 }
 

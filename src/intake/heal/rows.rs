@@ -18,11 +18,12 @@
 //!    behind all those that the transaction wrote outside of it;
 //! 3. within a transaction, commands (`cmin`). What an interrupted DELETE of ours has touched has lost its command; it comes
 //!    first, since it was dispatched before the others of its key;
-//! 4. within a command, places in the table, which is the order of insertion unless space of deleted rows was used again.
+//! 4. within a command, numbers, where the ids of tasks are numbers; then `created_at`, where the table has one: in ours it is
+//!    the time of the row; then places in the table, which are in the order of insertion only where no gap was filled.
 //!
-//! So a key's order is kept for all rows that were inserted by transactions one after the other, a statement for each row of
-//! a key. It is not promised between rows of one key in the same INSERT, and, without commit timestamps, not between
-//! transactions that overlapped.
+//! So a key's order is kept for all rows that were inserted by transactions one after the other, in our own table. It is not
+//! promised, without commit timestamps, between transactions that overlapped; nor in another table between rows of the same
+//! INSERT that have neither numbers nor times.
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -164,30 +165,53 @@ impl Table {
         read.dedup();
         let names = read.iter().filter_map(|index| described.get(*index));
         let names: Vec<String> = names.map(|(name, _)| ident(name)).collect();
+        let rank = described.iter().filter(|(name, type_id)| {
+            let is_id = columns.column(Field::Id) == Some(name);
+            is_id && NUMBERS.contains(type_id) || *name == "created_at" && TIMES.contains(type_id)
+        });
+        // The id before the time.
+        let mut rank: Vec<&str> = rank.map(|(name, _)| *name).collect();
+        rank.sort_by_key(|name| *name == "created_at");
+        let rank: String = rank
+            .iter()
+            .map(|name| format!("o.{}, ", ident(name)))
+            .collect();
+        let committed_at = if has_times {
+            COMMITTED_AT
+        } else {
+            "null::int8"
+        };
         Ok(Table {
-            sql: select(&names, &name.to_sql(), is_partitioned, has_times),
+            sql: select(&names, committed_at, &name.to_sql(), is_partitioned, &rank),
             width: names.len(),
             layout,
         })
     }
 }
 
-/// A table that is no partitioned one is published without those that inherit from it.
-fn select(columns: &[String], table: &str, is_partitioned: bool, has_times: bool) -> String {
+/// OIDs of the types that numbers and times have (`pg_type.dat` of Postgres).
+const NUMBERS: [u32; 3] = [20, 21, 23];
+const TIMES: [u32; 2] = [1114, 1184];
+
+/// When the row's transaction committed, in microseconds since 2000.
+const COMMITTED_AT: &str = "(extract(epoch from pg_catalog.pg_xact_commit_timestamp(o.xmin)) * 1000000)::int8 - 946684800000000";
+
+/// `rank` orders the rows of one command. A table that is no partitioned one is published without those that inherit from it.
+fn select(
+    columns: &[String],
+    committed_at: &str,
+    table: &str,
+    is_partitioned: bool,
+    rank: &str,
+) -> String {
     let only = if is_partitioned { "" } else { "only " };
-    let committed_at = match has_times {
-        true => {
-            "(extract(epoch from pg_catalog.pg_xact_commit_timestamp(o.xmin)) * 1000000)::int8 - 946684800000000"
-        }
-        false => "null::int8",
-    };
-    let columns: String = columns.iter().map(|name| format!("o.{name}, ")).collect();
+    let names: String = columns.iter().map(|name| format!("o.{name}, ")).collect();
     // By number, since a column may have any name.
-    let time = columns.matches("o.\"").count() + 1;
+    let time = columns.len() + 1;
     format!(
-        "select {columns}{committed_at} from {only}{table} o \
+        "select {names}{committed_at} from {only}{table} o \
          order by {time} nulls first, age(o.xmin) desc, \
-                  case when o.xmax = '0'::xid then o.cmin::text::int8 end nulls first, o.tableoid, o.ctid"
+                  case when o.xmax = '0'::xid then o.cmin::text::int8 end nulls first, {rank}o.tableoid, o.ctid"
     )
 }
 
@@ -301,14 +325,12 @@ mod tests {
     #[test]
     fn reads_the_columns_by_name_and_orders_by_commits() {
         let columns = ["\"id\"".to_owned(), "\"the \"\"task\"\"\"".to_owned()];
-        let sql = select(&columns, "\"a\".\"b\"", false, false);
-        assert!(
-            sql.starts_with(
-                r#"select o."id", o."the ""task""", null::int8 from only "a"."b" o order by 3 nulls first, age(o.xmin) desc,"#
-            ),
-            "{sql}"
+        let sql = select(&columns, "null::int8", "\"a\".\"b\"", false, "o.\"id\", ");
+        assert_eq!(
+            sql,
+            r#"select o."id", o."the ""task""", null::int8 from only "a"."b" o order by 3 nulls first, age(o.xmin) desc, case when o.xmax = '0'::xid then o.cmin::text::int8 end nulls first, o."id", o.tableoid, o.ctid"#
         );
-        let sql = select(&columns, "\"a\".\"b\"", true, true);
+        let sql = select(&columns, COMMITTED_AT, "\"a\".\"b\"", true, "");
         assert!(sql.contains("946684800000000 from \"a\".\"b\" o order by 3"));
     }
 }

@@ -45,12 +45,17 @@ impl Exam {
 
     /// As [`start`](Exam::start), with a Redis of another kind.
     pub(crate) fn start_with(redis: broker::Options) -> Exam {
+        Exam::start_on(postgres::Options::default(), redis)
+    }
+
+    /// As [`start_with`](Exam::start_with), with a Postgres of another kind.
+    pub(crate) fn start_on(postgres: postgres::Options, redis: broker::Options) -> Exam {
         let seed = std::env::var("AFTERCOMMIT_TEST_SEED")
             .map(|seed| seed.parse().expect("AFTERCOMMIT_TEST_SEED is a number"))
             .unwrap_or_else(|_| fastrand::u64(..));
         eprintln!("AFTERCOMMIT_TEST_SEED={seed}");
         let exam = Exam {
-            postgres: Postgres::start(postgres::Options::default()),
+            postgres: Postgres::start(postgres),
             redis: Redis::start_with(broker::Options {
                 password: Some(CANARY_SECRET),
                 ..redis
@@ -241,6 +246,15 @@ retry = {{ backoff = "50ms..500ms" }}
     pub(crate) fn confirmed(&self) -> u64 {
         let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots";
         self.postgres.psql(sql).parse().expect("a position")
+    }
+
+    /// Waits until nobody reads, or makes, the slot.
+    pub(crate) async fn wait_until_idle(&self) {
+        let busy = "select count(*) from pg_replication_slots where active";
+        eventually(PATIENCE, "the end of the walsender", || async {
+            (self.postgres.psql(busy) == "0").then_some(())
+        })
+        .await;
     }
 
     /// Waits until the server knows that the slot's reader is gone, and returns what is confirmed.
