@@ -136,6 +136,9 @@ pub(super) async fn open(
     let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
     let findings = findings.map_err(|error| Error::sql("the walsender's state", error))?;
     refuse(findings, &mut history.warned)?;
+    if healed.is_none() {
+        heal::look_again(intake, &sql, history, &channels.confirmed).await?;
+    }
     history.sessions += 1;
     history.stood = match &healed {
         Some(healed) => healed.consistent_point,

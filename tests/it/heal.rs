@@ -160,6 +160,20 @@ async fn kill_9_in_the_middle_of_a_healing_loses_nothing() {
             .expect("a cause")
             .contains("not all settled")
     );
+    // The daemon lives, and its connections break.
+    for connection in ["aftercommit", "aftercommit heal"] {
+        let before = exam.pushed().await;
+        let begun = count(&daemon, HEALING);
+        exam.postgres.psql(&format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{connection}'"
+        ));
+        eventually(PATIENCE, "another healing", || {
+            let again = count(&daemon, HEALING) > begun || count(&daemon, HEALED) > 0;
+            async move { again.then_some(()) }
+        })
+        .await;
+        most += IN_FLIGHT + exam.pushed().await - before;
+    }
     wait_until_healed(&mut daemon, &exam.postgres, 1).await;
     let receipt = exam.receipt().await;
     receipt.assert_sound("kill -9 while healing", most);

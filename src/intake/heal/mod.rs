@@ -33,6 +33,7 @@ use crate::pg::Lsn;
 use crate::preflight::{self, Class, Facts, Severity, worst};
 use crate::replication::{Error, Place, Policy, Stop, SystemIdentity, Walsender, connect_sql};
 
+const HEALED: &str = "the slot is healed: all that was in the outbox is settled";
 /// How long the end of a session waits for the mark to be taken away.
 const CONCLUDE_WITHIN: Duration = Duration::from_secs(2);
 /// The pause before the mark is tried to be taken away again.
@@ -124,18 +125,18 @@ async fn look(
         .into_iter()
         .partition(|finding| finding.severity == Severity::Fatal(Class::SlotLost));
     // A slot is not made again for a table or a publication that is not as it has to be.
-    if worst(&others).is_some() || !intake.heal {
-        refuse([lost, others].concat(), &mut history.warned)?;
-        return match hold::healing_since(sql, &intake.slot).await? {
-            Some(since) => Err(unfinished(intake, &since)),
-            None => Ok((facts, Standing::Sound)),
-        };
-    }
-    refuse(others, &mut history.warned)?;
     let active = facts
         .slot
         .as_ref()
         .is_some_and(|slot| slot.active_pid.is_some());
+    if worst(&others).is_some() || !intake.heal {
+        refuse([lost, others].concat(), &mut history.warned)?;
+        return match hold::healing_since(sql, &intake.slot).await? {
+            Some(since) if !active => Err(unfinished(intake, &since)),
+            _ => Ok((facts, Standing::Sound)),
+        };
+    }
+    refuse(others, &mut history.warned)?;
     let standing = if active {
         history.lost = false;
         Standing::Sound
@@ -151,6 +152,25 @@ async fn look(
         Standing::Blank
     };
     Ok((facts, standing))
+}
+
+/// Now that the slot is ours: that it is not one which another daemon has made and not begun to read, while it reads what is
+/// owed from the table. The mark is older than such a slot.
+///
+/// # Errors
+/// When it is: leave it, and look again.
+pub(super) async fn look_again(
+    intake: &Intake,
+    sql: &Client,
+    history: &History,
+    confirmed: &watch::Receiver<Confirmation>,
+) -> Result<(), Error> {
+    let confirmed = *confirmed.borrow();
+    if is_marked(intake, sql, history, confirmed).await? {
+        let words = "another daemon was about to read the slot, which it has made again";
+        return Err(Error::judged(Place::Preflight, Policy::StandBy, words));
+    }
+    Ok(())
 }
 
 /// Whether the mark is set; one that is only left over is taken away.
@@ -169,6 +189,7 @@ async fn is_marked(
         .is_some_and(|healing| healing.is_settled(confirmed));
     if settled {
         hold::end_healing(sql, &intake.slot).await?;
+        info!(slot = %intake.slot, "{HEALED}");
     }
     Ok(!settled)
 }
@@ -378,5 +399,5 @@ async fn conclude(
         }
         sleep(RETRY).await;
     }
-    info!(slot = %intake.slot, "the slot is healed: all that was in the outbox is settled");
+    info!(slot = %intake.slot, "{HEALED}");
 }
