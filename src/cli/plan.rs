@@ -7,7 +7,7 @@ use crate::delivery::Rule;
 use crate::gate::watcher::Watch;
 use crate::intake::{Intake, Until};
 use crate::outbox::{Columns, Field, Retention};
-use crate::relay::{Budget, Routes};
+use crate::relay::Routes;
 use crate::route::Router;
 use crate::supervisor::{Plan, PlannedSink};
 
@@ -75,9 +75,7 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
             })
             .collect(),
         slot_lag: config.limits.slot_lag,
-        budget: Budget {
-            tasks: u64::from(config.limits.in_flight.get()),
-            bytes: usize::try_from(config.limits.memory).unwrap_or(usize::MAX),
-        },
+        in_flight: u64::from(config.limits.in_flight.get()),
+        memory: usize::try_from(config.limits.memory).unwrap_or(usize::MAX),
     })
 }

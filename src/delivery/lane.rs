@@ -4,6 +4,8 @@
 //! `hold_after`, or under strain, it *spills*: all it has goes to the hold, in order, and so does what comes. What comes
 //! back from there, a task now and then, is the probe: when the sink takes it, the lane goes on.
 
+mod stall;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +17,14 @@ use super::queue::{At, LaneQueue, Verdict};
 use super::{KeyHasher, Message, Origin, Passage, Report, Rule};
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::failpoint::{self, Point};
 use crate::outbox::Task;
 use crate::sink::{Cause, Outage, Outcome, Sink};
 use crate::units::BackoffRange;
 
 /// At most so many tasks, and bytes, are in the sink's hands at a time. Large enough to make a round trip cheap, small
 /// enough that a batch, its encoding and its copy in a client library stay a small part of the memory budget.
-const BATCH_TASKS: usize = 512;
+const BATCH_TASKS: usize = 3072;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// A sink that goes away again so soon after it was back was not: the pauses go on growing.
@@ -96,7 +99,8 @@ impl Lane {
 impl Running {
     async fn run(mut self) {
         loop {
-            self.take_in();
+            let away = self.away.is_some();
+            take_in(&mut self.lane.inbox, &mut self.open, &mut self.queue, away);
             self.spill();
             let may_try = self
                 .away
@@ -118,33 +122,6 @@ impl Running {
             if !tried && !self.wait().await {
                 return;
             }
-        }
-    }
-
-    /// Takes what is in the inbox.
-    fn take_in(&mut self) {
-        while self.open {
-            match self.lane.inbox.try_recv() {
-                Ok(message) => self.message(message),
-                Err(mpsc::error::TryRecvError::Empty) => return,
-                Err(mpsc::error::TryRecvError::Disconnected) => self.open = false,
-            }
-        }
-    }
-
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Tasks(passages) => {
-                for mut passage in passages {
-                    if self.away.is_some() {
-                        // It waits for long, and must not keep the read buffer alive.
-                        passage.task.detach();
-                    }
-                    self.queue.push(passage);
-                }
-            }
-            Message::Held(hashes) => self.queue.learn_held(hashes),
-            Message::Written { seq, freed } => self.queue.written(seq, &freed),
         }
     }
 
@@ -175,7 +152,8 @@ impl Running {
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = self.lane.sink.deliver(&tasks).await;
+        let answer = self.deliver(&tasks).await;
+        failpoint::reach(Point::Acknowledged);
         let passages = tasks.into_iter().zip(tags);
         let passages = passages.map(|(task, (origin, route))| Passage {
             task,
@@ -279,11 +257,42 @@ impl Running {
             () = self.lane.reports.closed() => return false,
         };
         match received {
-            Some(Some(message)) => self.message(message),
+            Some(Some(message)) => hear(&mut self.queue, message, self.away.is_some()),
             Some(None) => self.open = false,
             None => {}
         }
         true
+    }
+}
+
+/// Takes what is in the inbox. `detach`: it will wait for long, and must not keep the read buffer alive.
+fn take_in(
+    inbox: &mut mpsc::Receiver<Message>,
+    open: &mut bool,
+    queue: &mut LaneQueue,
+    detach: bool,
+) {
+    while *open {
+        match inbox.try_recv() {
+            Ok(message) => hear(queue, message, detach),
+            Err(mpsc::error::TryRecvError::Empty) => return,
+            Err(mpsc::error::TryRecvError::Disconnected) => *open = false,
+        }
+    }
+}
+
+fn hear(queue: &mut LaneQueue, message: Message, detach: bool) {
+    match message {
+        Message::Tasks(passages) => {
+            for mut passage in passages {
+                if detach {
+                    passage.task.detach();
+                }
+                queue.push(passage);
+            }
+        }
+        Message::Held(hashes) => queue.learn_held(hashes),
+        Message::Written { seq, freed } => queue.written(seq, &freed),
     }
 }
 

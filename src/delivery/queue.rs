@@ -7,7 +7,7 @@
 
 mod failure;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -238,6 +238,11 @@ impl LaneQueue {
         self.report.delivered(passage, self.with_ids);
     }
 
+    /// The hash of a key.
+    pub(super) fn hash_of(&self, key: &[u8]) -> u64 {
+        self.hasher.hash(key)
+    }
+
     fn hash(&self, passage: &Passage) -> Option<u64> {
         passage.task.key().map(|key| self.hasher.hash(key))
     }
@@ -286,18 +291,31 @@ impl LaneQueue {
     /// Sends everything to the hold, because the sink is away. What came from there goes back, or stays, to try whether
     /// the sink is back.
     pub(super) fn spill(&mut self, why: &Cause, with_released: bool) {
+        self.spill_but(why, with_released, |_| false);
+        self.tried.clear();
+    }
+
+    /// Sends what is behind the batch in hand to the hold, because the sink does not answer: but not the tasks of the keys,
+    /// given by their hashes, that are in the batch. They come behind its tasks, wherever those go.
+    pub(super) fn spill_beside(&mut self, in_hand: &HashSet<u64>, why: &Cause) {
+        self.spill_but(why, false, |hash| {
+            hash.is_some_and(|hash| in_hand.contains(&hash))
+        });
+    }
+
+    fn spill_but(&mut self, why: &Cause, with_released: bool, stays: impl Fn(Option<u64>) -> bool) {
         self.spill_waiting();
         for passage in std::mem::take(&mut self.ready) {
             match passage.origin {
                 Origin::Hold { .. } if !with_released => self.ready.push_back(passage),
                 Origin::Hold { .. } => self.set_aside(passage, 0, Duration::ZERO, None),
+                Origin::Stream(_) if stays(self.hash(&passage)) => self.ready.push_back(passage),
                 Origin::Stream(_) => {
                     let attempts = self.attempts(&passage);
                     self.set_aside(passage, attempts, Duration::ZERO, Some(why.to_string()));
                 }
             }
         }
-        self.tried.clear();
         self.finish_batch();
     }
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
+use crate::budget::{Charge, Memory};
 use crate::outbox::{Columns, Event};
 use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::{Error, Place, Policy, RECONNECT, Stop, Target};
@@ -70,6 +71,8 @@ pub struct Batch {
     pub session: u64,
     /// The events.
     pub items: Vec<Item>,
+    /// Their bytes.
+    pub charge: Charge,
 }
 
 /// How the intake stands.
@@ -116,6 +119,16 @@ pub struct Identity {
     pub system_id: u64,
     /// Its timeline.
     pub timeline: u32,
+}
+
+impl Item {
+    /// As it counts against the memory budget.
+    pub fn size(&self) -> usize {
+        match self {
+            Item::Outbox(Event::Task(task)) => task.size(),
+            _ => 0,
+        }
+    }
 }
 
 /// A replication session.
@@ -167,6 +180,8 @@ pub struct Channels {
     pub confirmed: watch::Receiver<Confirmation>,
     /// What to do.
     pub orders: watch::Receiver<Order>,
+    /// What may be held in memory: nothing is read while it is used up.
+    pub memory: Arc<Memory>,
 }
 
 /// How a session ended.

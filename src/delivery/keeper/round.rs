@@ -10,6 +10,7 @@ use tokio_postgres::types::Type;
 
 use super::Running;
 use super::Work;
+use crate::failpoint::{self, Point};
 use crate::hold::{self, Checkpoint};
 use crate::intake::Session;
 use crate::outbox::TableName;
@@ -81,7 +82,9 @@ async fn write(
         };
         hold::write_checkpoint(&transaction, slot, &checkpoint).await?;
     }
+    failpoint::reach(Point::Settling);
     transaction.commit().await.map_err(failed)?;
+    failpoint::reach(Point::Settled);
     Ok((retained, freed))
 }
 

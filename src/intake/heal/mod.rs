@@ -10,18 +10,20 @@
 //!
 //! The same is done for the first start on a table that has rows already, which are older than the slot.
 
+mod conclusion;
 mod doubt;
 mod rows;
 
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use tracing::{info, warn};
 
+use self::conclusion::HEALED;
+pub(super) use self::conclusion::Healing;
 pub(super) use self::doubt::in_doubt;
 pub(super) use self::rows::Rows;
 use super::session::{History, expectation, refuse};
@@ -31,13 +33,8 @@ use crate::hold::{self, Checkpoint};
 use crate::outbox::TableName;
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Facts, Severity, worst};
-use crate::replication::{Error, Place, Policy, Stop, SystemIdentity, Walsender, connect_sql};
+use crate::replication::{Error, Place, Policy, Stop, SystemIdentity, Walsender};
 
-const HEALED: &str = "the slot is healed: all that was in the outbox is settled";
-/// How long the end of a session waits for the mark to be taken away.
-const CONCLUDE_WITHIN: Duration = Duration::from_secs(2);
-/// The pause before the mark is tried to be taken away again.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often is looked whether all that the snapshot sees can be seen by everybody.
 const LOOK: Duration = Duration::from_millis(20);
 /// After so long that wait is warned of.
@@ -337,67 +334,4 @@ async fn wait_until_visible(sql: &Client, snapshot: &str) -> Result<(), Error> {
         }
         sleep(LOOK).await;
     }
-}
-
-/// What is known of a healing: it has come to its end when all below this position is settled.
-#[derive(Debug)]
-pub(super) struct Healing {
-    generation: u64,
-    until: Lsn,
-    conclusion: JoinHandle<()>,
-}
-
-impl Healing {
-    /// Takes the mark away as soon as all is settled, as long as the daemon lives.
-    pub(super) fn watch(
-        intake: &Intake,
-        generation: u64,
-        until: Lsn,
-        confirmed: watch::Receiver<Confirmation>,
-    ) -> Healing {
-        Healing {
-            generation,
-            until,
-            conclusion: tokio::spawn(conclude(intake.clone(), generation, until, confirmed)),
-        }
-    }
-
-    fn is_settled(&self, confirmed: Confirmation) -> bool {
-        confirmed.generation == self.generation && confirmed.lsn.lsn() >= self.until
-    }
-
-    /// Waits for the mark to be taken away, for a moment, if all is settled.
-    pub(super) async fn conclude(&mut self, confirmed: Confirmation) {
-        if self.is_settled(confirmed) && !self.conclusion.is_finished() {
-            let _ = timeout(CONCLUDE_WITHIN, &mut self.conclusion).await;
-        }
-    }
-}
-
-async fn conclude(
-    intake: Intake,
-    generation: u64,
-    until: Lsn,
-    mut confirmed: watch::Receiver<Confirmation>,
-) {
-    let over = confirmed.wait_for(|now| {
-        now.generation > generation || now.generation == generation && now.lsn.lsn() >= until
-    });
-    match over.await.map(|now| now.generation) {
-        Ok(now) if now == generation => {}
-        // Another healing, another server, or the end.
-        _ => return,
-    }
-    loop {
-        let ended = async {
-            let sql = connect_sql(&intake.target, "aftercommit heal").await?;
-            hold::end_healing(&sql, &intake.slot).await
-        };
-        match ended.await {
-            Ok(()) => break,
-            Err(error) => warn!(%error, "could not note that the slot is healed; will try again"),
-        }
-        sleep(RETRY).await;
-    }
-    info!(slot = %intake.slot, "{HEALED}");
 }
