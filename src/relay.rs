@@ -198,16 +198,11 @@ impl Relay {
                 }
                 Wake::Line => self.line(),
                 Wake::Batch(batch) => self.batch(batch),
-                // Without a session the keeper cannot write any more. What was delivered meanwhile comes twice.
-                Wake::PartGone if self.intake_halted => break self.phase.take_end(),
-                Wake::IntakeGone | Wake::PartGone => break End::part_died(),
+                Wake::IntakeGone | Wake::PartGone => break self.part_died(),
             }
             self.hand_over();
-            if self.keeper_died && self.intake_halted {
-                break self.phase.take_end();
-            }
             if self.keeper_died || self.outgoing.lane_died() {
-                break End::part_died();
+                break self.part_died();
             }
             if self.drained() {
                 break self.phase.take_end();
@@ -218,6 +213,15 @@ impl Relay {
         // Until the intake has closed: it may be handing over what nobody will take.
         while self.channels.batches.recv().await.is_some() {}
         end
+    }
+
+    /// A part has ended. Where the intake has halted, the keeper has no session to write in any more, and ends too: the
+    /// reason is the intake's.
+    fn part_died(&mut self) -> End {
+        match self.intake_halted {
+            true => self.phase.take_end(),
+            false => End::part_died(),
+        }
     }
 
     /// Waits for the next thing to do, by priority.

@@ -47,6 +47,8 @@ const RETRY: BackoffRange = BackoffRange {
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to leave the slot alone that another process seems to read.
 const LOST_SLOT: Duration = Duration::from_millis(200);
+/// After a round of so many bytes the connection is not kept.
+const LARGE_ROUND: usize = 8 << 20;
 /// The application name of the keeper's connection.
 const NAME: &str = "aftercommit keeper";
 
@@ -229,6 +231,7 @@ impl Running {
             freed = self.write(&mut work).await?;
             self.written_at = Instant::now();
             self.unsaved = false;
+            self.shrink(&work);
         }
         self.keeper.confirmed.send_if_modified(|known| {
             let news = *known != work.confirmation;
@@ -318,6 +321,14 @@ impl Running {
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
             () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// A connection keeps the room that its largest message has needed.
+    fn shrink(&mut self, work: &Work) {
+        let bytes: usize = work.parks.iter().map(|park| park.task.size()).sum();
+        if bytes > LARGE_ROUND {
+            self.client = None;
         }
     }
 
