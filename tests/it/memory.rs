@@ -91,7 +91,7 @@ async fn a_large_row_costs_a_few_times_its_size() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_large_rows_and_a_broker_that_hangs_stay_within_the_budget() {
     const ROW: usize = 10_000_000;
-    const ROWS: usize = 24;
+    const ROWS: usize = 40;
     let exam = Exam::start();
     let mut daemon = Daemon::start(&config(&exam));
     exam.insert(1);
@@ -109,13 +109,13 @@ async fn several_large_rows_and_a_broker_that_hangs_stay_within_the_budget() {
         (exam.postgres.psql(held) == "100").then_some(())
     })
     .await;
-    report("24 rows of 10 MB on their way to the hold table", &daemon);
+    report("40 rows of 10 MB on their way to the hold table", &daemon);
     exam.redis.cont();
     exam.wait_for_pushed(1 + ROWS + 100).await;
-    let peak = report("24 rows of 10 MB, and a hanging broker", &daemon);
+    let peak = report("40 rows of 10 MB, and a hanging broker", &daemon);
     // Beyond the budget: the read and the release that pass it, the message in the sink's hands, and the copies on the way
-    // to the hold table and back. Not all 24.
-    assert!(peak <= BUDGET + 10 * ROW as u64, "{peak}");
+    // to the hold table and back. Not all 400 MB.
+    assert!(peak <= 3 * BUDGET, "{peak}");
     assert_eq!(daemon.terminate().await.code(), Some(0));
     assert_discreet(&daemon);
 }
