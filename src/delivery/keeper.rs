@@ -12,6 +12,7 @@
 //! Only the daemon whose walsender holds the slot may write or look: see [`round`].
 
 mod held;
+mod line;
 mod look;
 mod round;
 mod stuck;
@@ -25,31 +26,26 @@ use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
+use self::line::ended;
 use super::KeyHasher;
 use super::report::{self, Work, Written};
 use crate::backoff::Backoff;
-use crate::hold::Released;
+use crate::hold::{self, Released};
 use crate::intake::{Confirmation, Line, Session};
 use crate::outbox::{Position, TableName};
-use crate::replication::{Error, Policy, Target, connect_sql};
-use crate::units::BackoffRange;
+use crate::replication::{Policy, Target};
 
 /// Rounds that only delete rows are no closer together: at low rates one transaction of ours serves many of the
 /// application's.
 const SPACING: Duration = Duration::from_millis(100);
 /// Where nothing is deleted, the checkpoint is written so often.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// Pauses between attempts while the server is away, or refuses.
-const RETRY: BackoffRange = BackoffRange {
-    min: Duration::from_millis(100),
-    max: Duration::from_secs(5),
-};
 /// How long a round may take before its connection counts as dead.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long to leave the slot alone that another process seems to read.
-const LOST_SLOT: Duration = Duration::from_millis(200);
-/// The application name of the keeper's connection.
-const NAME: &str = "aftercommit keeper";
+/// How long a round may outlive its session, to be written all the same.
+const OUTLIVES: Duration = Duration::from_secs(5);
+/// After a round of so many bytes the connection is not kept.
+const LARGE_ROUND: usize = 8 << 20;
 
 /// What the keeper tells the relay.
 #[derive(Debug)]
@@ -166,7 +162,7 @@ impl Keeper {
             next_look: now,
             passed_over: look::PassedOver::new(),
             probes,
-            trouble: Backoff::new(RETRY),
+            trouble: Backoff::new(line::RETRY),
         };
         while running.step().await.is_ok() {}
     }
@@ -238,6 +234,7 @@ impl Running {
             freed = self.write(&mut work).await?;
             self.written_at = Instant::now();
             self.unsaved = false;
+            self.shrink(&work);
         }
         let confirmation = self.stuck.confirmable(work.confirmation);
         self.keeper.confirmed.send_if_modified(|known| {
@@ -273,7 +270,14 @@ impl Running {
                     return Ok(Vec::new());
                 }
             }
-            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(session, work)).await;
+            let over = ended(self.keeper.line.clone(), session);
+            let round = tokio::select! {
+                round = tokio::time::timeout(ROUND_TIMEOUT, self.round(session, work)) => round,
+                () = async { over.await; tokio::time::sleep(OUTLIVES).await } => {
+                    self.client = None;
+                    continue;
+                }
+            };
             let error = match round {
                 Ok(Ok(freed)) => {
                     if self.trouble.attempts() > 0 {
@@ -289,7 +293,7 @@ impl Running {
                     self.not_ours().await?;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => hold::remedied(error).to_string(),
                 Err(_) => format!("no answer within {ROUND_TIMEOUT:?}"),
             };
             let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";
@@ -297,59 +301,11 @@ impl Running {
         }
     }
 
-    /// The session that streams; waits until there is one.
-    async fn up(&mut self) -> Result<Session, Gone> {
-        loop {
-            self.line();
-            if let Some(session) = self.session {
-                return Ok(session);
-            }
-            tokio::select! {
-                changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
-                () = self.keeper.news.closed() => return Err(Gone),
-            }
-        }
-    }
-
-    /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
-    async fn not_ours(&mut self) -> Result<(), Gone> {
-        tokio::select! {
-            changed = self.keeper.line.changed() => changed.map_err(|_| Gone),
-            () = tokio::time::sleep(LOST_SLOT) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
-        }
-    }
-
-    /// Something failed: the connection is given up; pauses.
-    async fn failed(&mut self, error: &str, words: &'static str) -> Result<(), Gone> {
-        self.client = None;
-        let pause = self.trouble.next(fastrand::f64());
-        warn!(error, attempt = self.trouble.attempts(), "{words}");
-        tokio::select! {
-            () = tokio::time::sleep(pause) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
-        }
-    }
-
-    /// The connection, opened if need be.
-    async fn client(&mut self) -> Result<&mut Client, Error> {
-        if self.client.as_ref().is_some_and(Client::is_closed) {
+    /// A connection keeps the room that its largest message has needed.
+    fn shrink(&mut self, work: &Work) {
+        let bytes: usize = work.parks.iter().map(|park| park.task.size()).sum();
+        if bytes > LARGE_ROUND {
             self.client = None;
-        }
-        match &mut self.client {
-            Some(client) => Ok(client),
-            empty @ None => {
-                let client = connect_sql(&self.keeper.target, NAME).await?;
-                // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them.
-                client
-                    .batch_execute(
-                        "select set_config('synchronous_commit', 'local', false) \
-                         where current_setting('synchronous_commit') = 'off'",
-                    )
-                    .await
-                    .map_err(|error| Error::sql("the keeper's session", error))?;
-                Ok(empty.insert(client))
-            }
         }
     }
 
@@ -378,13 +334,6 @@ impl Running {
     async fn tell(&mut self, news: News) -> Result<(), Gone> {
         self.keeper.news.send(news).await.map_err(|_| Gone)
     }
-}
-
-/// Waits until the session has ended: what is asked on its behalf is of no use then, and its connection may be as dead.
-async fn ended(mut line: watch::Receiver<Line>, session: Session) {
-    let is_up = |line: &Line| matches!(line, Line::Up(up) if *up == session);
-    // Where nobody is left to say so, it has ended too.
-    let _ = line.wait_for(|line| !is_up(line)).await;
 }
 
 async fn until(at: Option<Instant>) {

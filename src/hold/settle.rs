@@ -162,7 +162,7 @@ pub async fn read_checkpoint(db: &Client, slot: &str) -> Result<Option<Checkpoin
         .map_err(|e| Error::sql("read the checkpoint", e))
 }
 
-/// Writes the slot's checkpoint.
+/// Writes the slot's checkpoint. In one history it does not go back: a daemon that has just started knows of no position yet.
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then.
@@ -176,7 +176,9 @@ pub async fn write_checkpoint(
     db.execute_typed(
         "insert into aftercommit.checkpoint (slot, system_id, timeline, lsn) values ($1, $2, $3, $4)
          on conflict (slot) do update
-         set system_id = excluded.system_id, timeline = excluded.timeline, lsn = excluded.lsn,
+         set system_id = excluded.system_id, timeline = excluded.timeline,
+             lsn = case when (checkpoint.system_id, checkpoint.timeline) = (excluded.system_id, excluded.timeline)
+                        then greatest(checkpoint.lsn, excluded.lsn) else excluded.lsn end,
              updated_at = clock_timestamp()",
         &[
             (&slot, Type::TEXT),
@@ -187,5 +189,33 @@ pub async fn write_checkpoint(
     )
     .await
     .map_err(|e| Error::sql("write the checkpoint", e))?;
+    Ok(())
+}
+
+/// Corrects the slot's checkpoint, where it has one, to where a session begins: whatever was in it before, perhaps of another
+/// history, or changed by hand, from here on it is this one's. Not while the slot is being healed, when nothing is settled yet.
+///
+/// # Errors
+/// Those of the server; the transaction is of no more use then.
+pub async fn correct_checkpoint(
+    db: &Transaction<'_>,
+    slot: &str,
+    checkpoint: &Checkpoint,
+) -> Result<(), Error> {
+    let system_id = checkpoint.system_id.to_string();
+    let timeline = i32::try_from(checkpoint.timeline).unwrap_or(i32::MAX);
+    db.execute_typed(
+        "update aftercommit.checkpoint
+         set system_id = $2, timeline = $3, lsn = $4, updated_at = clock_timestamp()
+         where slot = $1 and healing is null and (system_id, timeline, lsn) is distinct from ($2, $3, $4)",
+        &[
+            (&slot, Type::TEXT),
+            (&system_id, Type::TEXT),
+            (&timeline, Type::INT4),
+            (&to_pg_lsn(checkpoint.lsn), Type::PG_LSN),
+        ],
+    )
+    .await
+    .map_err(|e| Error::sql("correct the checkpoint", e))?;
     Ok(())
 }

@@ -4,8 +4,9 @@ use std::collections::HashSet;
 
 use tokio_postgres::types::Type;
 
+use super::line::ended;
 use super::round::fence;
-use super::{Gone, News, Running, ended};
+use super::{Gone, News, Running};
 use crate::hold::{self, Checkpoint};
 use crate::intake::Session;
 use crate::outbox::Position;
@@ -79,8 +80,7 @@ impl Running {
             timeline: session.identity.timeline,
             lsn: from,
         };
-        // Whatever was there before: from here on it is this history's.
-        hold::write_checkpoint(&transaction, &slot, &checkpoint).await?;
+        hold::correct_checkpoint(&transaction, &slot, &checkpoint).await?;
         let mut positions = HashSet::new();
         hold::held_positions(db, &slot, from, |position| {
             positions.insert(position);

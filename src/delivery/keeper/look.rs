@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::line::ended;
 use super::round::fence;
-use super::{Gone, News, Running, ended};
+use super::{Gone, News, Running};
 use crate::backoff::Backoff;
 use crate::hold::{self, Batch, Released};
 use crate::intake::Session;
@@ -134,8 +135,11 @@ impl Running {
             }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
             Err(error) => {
-                self.failed(&error.to_string(), "the hold table cannot be read")
-                    .await
+                self.failed(
+                    &hold::remedied(error).to_string(),
+                    "the hold table cannot be read",
+                )
+                .await
             }
         }
     }
