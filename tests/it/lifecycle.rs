@@ -178,6 +178,8 @@ async fn until_now_ends_when_all_is_delivered_and_not_before() {
     let held = exam.postgres.psql("select count(*) from aftercommit.hold");
     assert_eq!(pushed + held.parse::<usize>().expect("a number"), written);
     let mut rest = Daemon::start(&exam.config());
+    rest.wait_for_log("its start", |record| says(record, "streaming"))
+        .await;
     exam.wait_for_pushed(written).await;
     assert_eq!(rest.terminate().await.code(), Some(0));
     exam.receipt().await.assert_sound("--until now", 0);
