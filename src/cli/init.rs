@@ -58,6 +58,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
         slot: postgres.slot.clone(),
         publication: postgres.publication.clone(),
         login: Some(target.user().to_owned()),
+        partition: (config.outbox.retention == Retention::Partition)
+            .then_some(config.outbox.partition),
     };
     let mut out = io::stdout();
     if args.print {
@@ -67,6 +69,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let mut expected = Expectation::new(&columns, &postgres.slot, &postgres.publication);
     expected.role = Some(target.user().to_owned());
     expected.deletes = config.outbox.retention == Retention::Delete;
+    expected.partitions = config.outbox.retention == Retention::Partition;
     let target = match &args.url {
         Some(url) => Target::parse(url.expose_secret(), None)
             .map_err(|why| Failure::new(Code::Config, format!("--url: {why}")))?,
@@ -145,7 +148,8 @@ pub async fn apply(
     let ours = wanted.table == TableName::ours();
     let before = preflight::facts(client, expected).await?;
     let mut refused = judge_ground(&before);
-    if !ours {
+    // Ours is made; but one that is there already has partitions or none.
+    if !ours || wanted.partition.is_some() && before.table.is_some() {
         refused.extend(judge_table(&before, expected));
     }
     if let Some(class) = worst(&refused) {

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use super::KeyHasher;
 use super::report::{self, Work, Written};
 use crate::backoff::Backoff;
-use crate::hold::Released;
+use crate::hold::{self, Released};
 use crate::intake::{Confirmation, Line, Session};
 use crate::outbox::{Position, TableName};
 use crate::replication::{Error, Policy, Target, connect_sql};
@@ -47,6 +47,8 @@ const RETRY: BackoffRange = BackoffRange {
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to leave the slot alone that another process seems to read.
 const LOST_SLOT: Duration = Duration::from_millis(200);
+/// After a round of so many bytes the connection is not kept.
+const LARGE_ROUND: usize = 8 << 20;
 /// The application name of the keeper's connection.
 const NAME: &str = "aftercommit keeper";
 
@@ -229,6 +231,7 @@ impl Running {
             freed = self.write(&mut work).await?;
             self.written_at = Instant::now();
             self.unsaved = false;
+            self.shrink(&work);
         }
         self.keeper.confirmed.send_if_modified(|known| {
             let news = *known != work.confirmation;
@@ -279,7 +282,7 @@ impl Running {
                     self.not_ours().await?;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => hold::remedied(error).to_string(),
                 Err(_) => format!("no answer within {ROUND_TIMEOUT:?}"),
             };
             let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";
@@ -318,6 +321,14 @@ impl Running {
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
             () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// A connection keeps the room that its largest message has needed.
+    fn shrink(&mut self, work: &Work) {
+        let bytes: usize = work.parks.iter().map(|park| park.task.size()).sum();
+        if bytes > LARGE_ROUND {
+            self.client = None;
         }
     }
 

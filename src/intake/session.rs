@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{Channels, Identity, Intake, Session, Until};
 use crate::hold;
-use crate::outbox::Assembler;
+use crate::outbox::{Assembler, Retention};
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
 use crate::replication::stream::Stream;
@@ -178,7 +178,8 @@ pub(super) async fn check(
 
 fn expectation(intake: &Intake) -> Expectation {
     Expectation {
-        deletes: intake.deletes,
+        deletes: intake.retention == Retention::Delete,
+        partitions: intake.retention == Retention::Partition,
         ..Expectation::new(&intake.columns, &intake.slot, &intake.publication)
     }
 }

@@ -1,6 +1,7 @@
 //! From facts to findings. Pure.
 
 mod holding;
+mod partitions;
 mod publication;
 mod slot;
 mod table;
@@ -27,6 +28,7 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
     findings.extend(holding::judge(facts, expected));
+    findings.extend(partitions::judge(facts, expected));
     findings.extend(judge_role(facts));
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings
