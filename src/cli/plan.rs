@@ -64,6 +64,8 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
             retention: config.outbox.retention,
             columns,
             until,
+            replicas: gate.replicas.clone(),
+            heal: config.postgres.heal,
         },
         partitions,
         gate: (gate.visibility || !gate.replicas.is_empty()).then_some(gate),

@@ -52,7 +52,9 @@ pub(super) fn contract(table: &TableName, partition: Option<Duration>) -> Vec<St
     ));
     steps.push(object(
         "table aftercommit.checkpoint",
-        "select pg_catalog.to_regclass('aftercommit.checkpoint') is not null".to_owned(),
+        "select exists (select from pg_catalog.pg_attribute \
+         where attrelid = pg_catalog.to_regclass('aftercommit.checkpoint') and attname = 'healing')"
+            .to_owned(),
         include_str!("../../sql/checkpoint.sql"),
     ));
     steps.push(Step {

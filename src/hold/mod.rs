@@ -12,6 +12,7 @@
 //! so far.
 
 mod due;
+mod healing;
 mod remedy;
 mod settle;
 mod store;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use due::{Batch, due, held_keys, held_positions, mend, next_due};
+pub use healing::{begin_healing, end_healing, healing_since, mark_known, note_beginning};
 pub use remedy::remedied;
 pub use settle::{Checkpoint, delete_settled, read_checkpoint, write_checkpoint};
 pub use store::{bury, park, postpone, remove};

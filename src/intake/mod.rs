@@ -5,8 +5,10 @@
 //! until it is told to finish or meets an error that needs the operator.
 
 mod drift;
+mod heal;
 pub mod pacing;
 mod pump;
+mod replicas;
 mod session;
 
 use std::sync::Arc;
@@ -47,6 +49,10 @@ pub struct Intake {
     pub retention: Retention,
     /// Where `--until` stops.
     pub until: Option<Until>,
+    /// Standbys that workers read from, and that may take over.
+    pub replicas: Vec<Arc<Target>>,
+    /// A lost slot is made again: settled rows are deleted, so that those in the table are the ones that are owed.
+    pub heal: bool,
 }
 
 /// The argument of `--until`.
@@ -208,6 +214,9 @@ impl Intake {
                     let (since, before) = (Instant::now(), *channels.confirmed.borrow());
                     let watch = drift::watch(self.clone(), facts, history.warned.clone());
                     let ended = pump::run(open, watch, &mut channels, std::thread::sleep).await;
+                    if let Some(healing) = &mut history.healing {
+                        healing.conclude(*channels.confirmed.borrow()).await;
+                    }
                     let moved = *channels.confirmed.borrow() != before;
                     if moved || since.elapsed() >= STEADY {
                         reconnect.reset();
@@ -221,11 +230,19 @@ impl Intake {
                 Err(error) => error,
             };
             let pause = match error.policy() {
+                Policy::Stop(Stop::SlotLost) if self.heal => {
+                    history.lost = true;
+                    warn!(%error, "the slot is lost; it will be made again");
+                    reconnect.next(fastrand::f64())
+                }
                 Policy::Stop(stop) => {
-                    channels.line.send_replace(Line::Halted(Halt {
-                        stop,
-                        words: error.to_string(),
-                    }));
+                    let words = match stop {
+                        Stop::SlotLost => heal::in_doubt(&self, &error).await,
+                        _ => error.to_string(),
+                    };
+                    channels
+                        .line
+                        .send_replace(Line::Halted(Halt { stop, words }));
                     return;
                 }
                 Policy::StandBy => {

@@ -26,6 +26,10 @@ pub struct Facts {
     pub max_slot_wal_keep_size: String,
     /// `synchronous_standby_names`.
     pub synchronous_standby_names: String,
+    /// `synchronized_standby_slots`; Postgres 17 and newer.
+    pub synchronized_standby_slots: Option<String>,
+    /// Physical slots: those that standbys stream from.
+    pub physical_slots: Vec<String>,
     /// The slot.
     pub slot: Option<Slot>,
     /// The publication.
@@ -65,6 +69,8 @@ pub struct Slot {
     pub conflicting: Option<bool>,
     /// Where reading goes on.
     pub confirmed_flush_lsn: Option<String>,
+    /// Standbys may keep a copy of it; Postgres 17 and newer.
+    pub failover: Option<bool>,
 }
 
 /// A row of `pg_publication`, and how our table stands in it.
@@ -271,6 +277,11 @@ select json_build_object(
   'encoding', current_setting('server_encoding'),
   'max_slot_wal_keep_size', current_setting('max_slot_wal_keep_size'),
   'synchronous_standby_names', current_setting('synchronous_standby_names'),
+  'synchronized_standby_slots', current_setting('synchronized_standby_slots', true),
+  'physical_slots', array(
+    select s.slot_name from pg_catalog.pg_replication_slots s where s.slot_type = 'physical' and not s.temporary
+    order by s.slot_name
+  ),
   'slot', (
     select to_jsonb(s) from pg_catalog.pg_replication_slots s where s.slot_name = $4
   ),
@@ -392,7 +403,10 @@ const HOLDING: &str = "\
       'role', a.name,
       'missing', array_remove(array[
         case when not exists (select from tables where relname = 'hold') then 'table aftercommit.hold' end,
-        case when not exists (select from tables where relname = 'checkpoint') then 'table aftercommit.checkpoint' end,
+        case when not exists (select from tables where relname = 'checkpoint') then 'table aftercommit.checkpoint'
+             when not exists (select from tables c join pg_catalog.pg_attribute a on a.attrelid = c.oid
+                              where c.relname = 'checkpoint' and a.attname = 'healing')
+             then 'column healing of aftercommit.checkpoint' end,
         case when (select count(*) from functions) < 5 or not exists (
           select from pg_catalog.pg_trigger g join tables h on h.oid = g.tgrelid where g.tgname = 'hold_after_delete'
         ) then 'the functions of aftercommit.hold' end

@@ -1,5 +1,6 @@
 //! From facts to findings. Pure.
 
+mod failover;
 mod holding;
 mod partitions;
 mod publication;
@@ -27,6 +28,7 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(judge_table(facts, expected));
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
+    findings.extend(failover::judge(facts, expected));
     findings.extend(holding::judge(facts, expected));
     findings.extend(partitions::judge(facts, expected));
     findings.extend(judge_role(facts));

@@ -6,6 +6,7 @@
 
 mod facts;
 mod judge;
+mod replica;
 mod standby;
 
 use std::fmt;
@@ -20,6 +21,7 @@ pub use facts::{
     facts,
 };
 pub use judge::{drift, judge, judge_ground, judge_role, judge_table};
+pub use replica::check_replica;
 pub use standby::check_walsender;
 
 /// What the daemon is configured for.
@@ -43,6 +45,8 @@ pub struct Expectation {
     pub deletes: bool,
     /// Settled partitions are dropped, and those to come are made.
     pub partitions: bool,
+    /// A lost slot is made again, and what is in the outbox is dispatched.
+    pub heals: bool,
     /// The role that the daemon logs in as, where its rights are to be judged: by `init`, and when the server has
     /// refused the walsender. Otherwise the connection itself is the proof.
     pub role: Option<String>,
@@ -72,6 +76,7 @@ impl Expectation {
             application_name: APPLICATION_NAME.to_owned(),
             deletes: false,
             partitions: false,
+            heals: false,
             role: None,
         }
     }
@@ -106,8 +111,10 @@ pub enum Class {
     Temporary,
     /// Set up in a way that cannot work.
     Configuration,
-    /// The slot or the publication is gone: do not restart blindly.
-    Lost,
+    /// The slot is gone: do not restart blindly. It can be healed.
+    SlotLost,
+    /// The publication is gone: do not restart blindly.
+    PublicationLost,
 }
 
 impl Finding {

@@ -47,6 +47,7 @@ pub(crate) fn expected(wanted: &Wanted) -> Expectation {
         moments: ["run_at", "expires_at"].map(str::to_owned).to_vec(),
         deletes: true,
         partitions: wanted.partition.is_some(),
+        heals: false,
         role: wanted.login.clone(),
     }
 }

@@ -12,7 +12,7 @@ use crate::init::{apply, expected, wanted};
 use crate::support::postgres::{Options, Postgres};
 
 const CONFIGURATION: Severity = Severity::Fatal(Class::Configuration);
-const LOST: Severity = Severity::Fatal(Class::Lost);
+const LOST: Severity = Severity::Fatal(Class::SlotLost);
 
 /// The database with everything in it, its slot named like the database, and a superuser's connection.
 async fn ready(server: &Postgres) -> (Client, Expectation) {
@@ -80,7 +80,7 @@ async fn faults_of_the_publication() {
     let mut cases = vec![
         (
             "drop publication aftercommit",
-            LOST,
+            Severity::Fatal(Class::PublicationLost),
             "publication \"aftercommit\" does not exist",
         ),
         (

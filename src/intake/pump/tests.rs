@@ -18,6 +18,7 @@ use crate::outbox::{Columns, Config};
 
 mod breakage;
 mod ending;
+mod rows;
 
 const GENERATION: u64 = 3;
 
@@ -43,6 +44,11 @@ async fn start() -> Bench {
 
 /// `pipe` is how many bytes either side takes unread.
 async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
+    start_behind(None, pipe, until).await
+}
+
+/// `rows` go before the stream.
+async fn start_behind(rows: Option<Rows>, pipe: usize, until: Option<Lsn>) -> Bench {
     let (server, client) = duplex(pipe);
     let (batches_in, batches) = mpsc::channel(2);
     let (line_in, line) = watch::channel(Line::Down);
@@ -63,6 +69,8 @@ async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
         stream: Stream::new(client, BytesMut::new()),
         assembler: Assembler::new(Columns::new(&Config::default()).expect("columns")),
         session,
+        received: Lsn(if rows.is_some() { 50 } else { 0 }),
+        rows,
     };
     let memory = Memory::new(1 << 20);
     let mut channels = Channels {

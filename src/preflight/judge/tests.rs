@@ -16,6 +16,7 @@ fn expected() -> Expectation {
         application_name: "aftercommit".to_owned(),
         deletes: true,
         partitions: false,
+        heals: false,
         role: None,
     }
 }
@@ -38,6 +39,8 @@ fn healthy() -> Facts {
         encoding: "UTF8".to_owned(),
         max_slot_wal_keep_size: "-1".to_owned(),
         synchronous_standby_names: String::new(),
+        synchronized_standby_slots: Some(String::new()),
+        physical_slots: Vec::new(),
         slot: Some(Slot {
             plugin: Some("pgoutput".to_owned()),
             slot_type: "logical".to_owned(),
@@ -49,6 +52,7 @@ fn healthy() -> Facts {
             invalidation_reason: None,
             conflicting: Some(false),
             confirmed_flush_lsn: Some("0/1000".to_owned()),
+            failover: Some(true),
         }),
         publication: Some(Publication {
             oid: 2,
@@ -112,7 +116,7 @@ fn each_fault_has_one_finding_of_its_class() {
     type Break = fn(&mut Facts);
     let fatal = Severity::Fatal;
     let config = fatal(Class::Configuration);
-    let cases: [(&str, Severity, Break); 26] = [
+    let cases: [(&str, Severity, Break); 28] = [
         ("is Postgres 13", config, |f| f.server_version = 130_012),
         ("in recovery", fatal(Class::Temporary), |f| {
             f.in_recovery = true;
@@ -130,9 +134,13 @@ fn each_fault_has_one_finding_of_its_class() {
         ("SQL_ASCII", Severity::Warning, |f| {
             f.encoding = "SQL_ASCII".to_owned();
         }),
-        ("slot \"aftercommit\" does not", fatal(Class::Lost), |f| {
-            f.slot = None;
-        }),
+        (
+            "slot \"aftercommit\" does not",
+            fatal(Class::SlotLost),
+            |f| {
+                f.slot = None;
+            },
+        ),
         ("a physical one", config, |f| {
             slot(f).slot_type = "physical".to_owned();
         }),
@@ -140,21 +148,29 @@ fn each_fault_has_one_finding_of_its_class() {
             slot(f).plugin = Some("wal2json".to_owned());
         }),
         ("temporary", config, |f| slot(f).temporary = true),
-        ("(rows_removed)", fatal(Class::Lost), |f| {
+        ("(rows_removed)", fatal(Class::SlotLost), |f| {
             slot(f).invalidation_reason = Some("rows_removed".to_owned());
         }),
-        ("(wal_status is lost)", fatal(Class::Lost), |f| {
+        ("(wal_status is lost)", fatal(Class::SlotLost), |f| {
             slot(f).wal_status = Some("lost".to_owned());
         }),
-        ("(conflict", fatal(Class::Lost), |f| {
+        ("(conflict", fatal(Class::SlotLost), |f| {
             slot(f).conflicting = Some(true);
         }),
+        ("is not kept by standbys", Severity::Warning, |f| {
+            slot(f).failover = Some(false);
+        }),
+        (
+            "set synchronized_standby_slots = 'one, two'",
+            Severity::Warning,
+            |f| f.physical_slots = vec!["one".to_owned(), "two".to_owned()],
+        ),
         ("next checkpoint", Severity::Warning, |f| {
             slot(f).wal_status = Some("unreserved".to_owned());
         }),
         (
             "publication \"aftercommit\" does",
-            fatal(Class::Lost),
+            fatal(Class::PublicationLost),
             |f| {
                 f.publication = None;
             },
@@ -327,7 +343,7 @@ fn fatal_findings_come_first() {
     facts.encoding = "SQL_ASCII".to_owned();
     facts.slot = None;
     let findings = judge(&facts, &expected());
-    assert_eq!(findings[0].severity, Severity::Fatal(Class::Lost));
+    assert_eq!(findings[0].severity, Severity::Fatal(Class::SlotLost));
     assert_eq!(findings[1].severity, Severity::Warning);
 }
 

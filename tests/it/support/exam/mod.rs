@@ -287,6 +287,15 @@ retry = {{ backoff = "50ms..500ms" }}
         self.postgres.psql(sql).parse().expect("a position")
     }
 
+    /// Waits until nobody reads, or makes, the slot.
+    pub(crate) async fn wait_until_idle(&self) {
+        let busy = "select count(*) from pg_replication_slots where active";
+        eventually(PATIENCE, "the end of the walsender", || async {
+            (self.postgres.psql(busy) == "0").then_some(())
+        })
+        .await;
+    }
+
     /// Waits until the server knows that the slot's reader is gone, and returns what is confirmed.
     pub(crate) async fn confirmed_at_rest(&self) -> u64 {
         eventually(PATIENCE, "the end of the walsender", || async {
