@@ -16,6 +16,7 @@
 //! | 9 | [`config`] | From the text of the configuration to checked structs, which stand beside what they configure. |
 //! | 8 | [`supervisor`] | Starts the threads and the parts; hears the signals. |
 //! | 7 | [`relay`] | The loop in the middle: what was read goes to the gate and to the lanes, what was settled comes back. |
+//! | 6 | [`partitions`] | Makes the outbox's partitions ahead of time, and drops those that are wholly settled. |
 //! | 6 | [`delivery`] | Lanes, the ordered queues in front of the sinks; the keeper, who writes down what is settled or held. |
 //! | 5 | [`intake`] | The reader's thread: connects, checks, reads, decodes, confirms; and connects again for ever. |
 //! | 4 | [`sink`] | The destinations: the contract, and one room for each. |
@@ -104,6 +105,7 @@ pub mod intake;
 pub mod logging;
 pub mod near;
 pub mod outbox;
+pub mod partitions;
 pub mod pg;
 pub mod preflight;
 pub mod relay;

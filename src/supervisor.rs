@@ -12,6 +12,7 @@ use crate::budget::Memory;
 use crate::delivery::{Keeper, KeyHasher, Lane, Rule, Wishes};
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
+use crate::partitions::Partitions;
 use crate::relay::{self, End, Gate, LANE_SLACK, Relay, Routes, SinkLanes};
 use crate::sink::Sink;
 use crate::units::BackoffRange;
@@ -47,6 +48,8 @@ pub struct Plan {
     pub intake: Intake,
     /// The gate; `None` where it is switched off.
     pub gate: Option<Watch>,
+    /// What keeps the outbox's partitions, where that is ours to do.
+    pub partitions: Option<Partitions>,
     /// The routes.
     pub routes: Routes,
     /// By route: what it says of failures.
@@ -139,6 +142,9 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     }
     drop(reports);
 
+    if let Some(partitions) = plan.partitions {
+        tasks.spawn(partitions.run(stands.clone(), confirmable.clone()));
+    }
     let channels = intake::Channels {
         batches,
         line,

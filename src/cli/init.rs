@@ -59,6 +59,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
         slot: postgres.slot.clone(),
         publication: postgres.publication.clone(),
         login: Some(target.user().to_owned()),
+        partition: (config.outbox.retention == Retention::Partition)
+            .then_some(config.outbox.partition),
     };
     let mut out = io::stdout();
     if args.print {
@@ -68,6 +70,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let mut expected = Expectation::new(&columns, &postgres.slot, &postgres.publication);
     expected.role = Some(target.user().to_owned());
     expected.deletes = config.outbox.retention == Retention::Delete;
+    expected.partitions = config.outbox.retention == Retention::Partition;
     expected.heals = postgres.heal;
     let target = match &args.url {
         Some(url) => Target::parse(url.expose_secret(), None)
@@ -151,7 +154,8 @@ pub async fn apply(
     let ours = wanted.table == TableName::ours();
     let before = preflight::facts(client, expected).await?;
     let mut refused = judge_ground(&before);
-    if !ours {
+    // Ours is made; but one that is there already has partitions or none.
+    if !ours || wanted.partition.is_some() && before.table.is_some() {
         refused.extend(judge_table(&before, expected));
     }
     if let Some(class) = worst(&refused) {

@@ -6,6 +6,7 @@
 mod apply;
 mod contract;
 mod name;
+pub mod partitions;
 mod plan;
 mod wait;
 

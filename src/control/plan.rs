@@ -1,5 +1,7 @@
 //! What `init` makes, in order. Pure: the same steps are printed and applied.
 
+use std::time::Duration;
+
 use super::contract::contract;
 use super::name::{dollar_quoted, ident, literal};
 use crate::outbox::TableName;
@@ -15,6 +17,8 @@ pub struct Wanted {
     pub publication: String,
     /// The role in the daemon's connection URL.
     pub login: Option<String>,
+    /// The outbox has partitions that the daemon makes and drops; the first is so wide.
+    pub partition: Option<Duration>,
 }
 
 /// One step of [`plan()`].
@@ -47,7 +51,7 @@ pub enum Kind {
 /// application's the outbox. The publication comes before the slot: a slot cannot decode changes from a time at which
 /// its publication did not exist.
 pub fn plan(wanted: &Wanted) -> Vec<Step> {
-    let mut steps = contract(&wanted.table);
+    let mut steps = contract(&wanted.table, wanted.partition);
     steps.extend(wanted.login.as_deref().map(membership));
     steps.push(publication(wanted));
     steps.push(slot(wanted));
@@ -202,6 +206,7 @@ mod tests {
             slot: "aftercommit".to_owned(),
             publication: "After\"commit".to_owned(),
             login: Some("daemon $do$".to_owned()),
+            partition: None,
         }
     }
 

@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use super::KeyHasher;
 use super::report::{self, Work, Written};
 use crate::backoff::Backoff;
-use crate::hold::Released;
+use crate::hold::{self, Released};
 use crate::intake::{Confirmation, Line, Session};
 use crate::outbox::{Position, TableName};
 use crate::replication::{Error, Policy, Target, connect_sql};
@@ -282,7 +282,7 @@ impl Running {
                     self.not_ours().await?;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => hold::remedied(error).to_string(),
                 Err(_) => format!("no answer within {ROUND_TIMEOUT:?}"),
             };
             let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";

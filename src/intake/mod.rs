@@ -20,7 +20,7 @@ use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 use crate::budget::{Charge, Memory};
-use crate::outbox::{Columns, Event};
+use crate::outbox::{Columns, Event, Retention};
 use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::{Error, Place, Policy, RECONNECT, Stop, Target};
 use crate::units::BackoffRange;
@@ -45,8 +45,8 @@ pub struct Intake {
     pub publication: String,
     /// The outbox table and its columns.
     pub columns: Columns,
-    /// Settled rows are deleted.
-    pub deletes: bool,
+    /// What happens to settled rows.
+    pub retention: Retention,
     /// Where `--until` stops.
     pub until: Option<Until>,
     /// Standbys that workers read from, and that may take over.

@@ -9,7 +9,7 @@ use super::heal::{self, Healing, Rows, Standing};
 use super::replicas;
 use super::{Channels, Identity, Intake, Session, Until};
 use crate::hold;
-use crate::outbox::Assembler;
+use crate::outbox::{Assembler, Retention};
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
 use crate::replication::stream::Stream;
@@ -219,7 +219,8 @@ pub(super) async fn check(
 
 pub(super) fn expectation(intake: &Intake) -> Expectation {
     Expectation {
-        deletes: intake.deletes,
+        deletes: intake.retention == Retention::Delete,
+        partitions: intake.retention == Retention::Partition,
         ..Expectation::new(&intake.columns, &intake.slot, &intake.publication)
     }
 }

@@ -2,6 +2,7 @@
 
 mod failover;
 mod holding;
+mod partitions;
 mod publication;
 mod slot;
 mod table;
@@ -29,6 +30,7 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(slot::judge(facts, expected));
     findings.extend(failover::judge(facts, expected));
     findings.extend(holding::judge(facts, expected));
+    findings.extend(partitions::judge(facts, expected));
     findings.extend(judge_role(facts));
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings

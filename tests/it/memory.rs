@@ -90,8 +90,8 @@ async fn a_large_row_costs_a_few_times_its_size() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn several_large_rows_and_a_broker_that_hangs_stay_within_the_budget() {
-    const ROW: usize = 20_000_000;
-    const ROWS: usize = 8;
+    const ROW: usize = 10_000_000;
+    const ROWS: usize = 40;
     let exam = Exam::start();
     let mut daemon = Daemon::start(&config(&exam));
     exam.insert(1);
@@ -109,15 +109,13 @@ async fn several_large_rows_and_a_broker_that_hangs_stay_within_the_budget() {
         (exam.postgres.psql(held) == "100").then_some(())
     })
     .await;
-    report(
-        "eight rows of 20 MB on their way to the hold table",
-        &daemon,
-    );
+    report("40 rows of 10 MB on their way to the hold table", &daemon);
     exam.redis.cont();
     exam.wait_for_pushed(1 + ROWS + 100).await;
-    let peak = report("eight rows of 20 MB, and a hanging broker", &daemon);
-    // One with its message in the sink's hands, one on its way to the hold table, each in up to three copies; never all.
-    assert!(peak <= BUDGET + 6 * ROW as u64, "{peak}");
+    let peak = report("40 rows of 10 MB, and a hanging broker", &daemon);
+    // Beyond the budget: the read and the release that pass it, the message in the sink's hands, and the copies on the way
+    // to the hold table and back. Not all 400 MB.
+    assert!(peak <= 3 * BUDGET, "{peak}");
     assert_eq!(daemon.terminate().await.code(), Some(0));
     assert_discreet(&daemon);
 }

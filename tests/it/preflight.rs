@@ -161,6 +161,21 @@ async fn faults_of_the_table() {
     )
     .await;
 
+    broken_and_mended(
+        &client,
+        &expected,
+        "alter table aftercommit.outbox alter column run_at type timestamp(3)",
+        CONFIGURATION,
+        "column \"run_at\" of aftercommit.outbox is of type timestamp without time zone",
+    )
+    .await;
+    run(
+        &client,
+        "create domain moment as timestamptz; alter table aftercommit.outbox alter column expires_at type moment",
+    )
+    .await;
+    assert_eq!(findings(&client, &expected).await, []);
+
     run(
         &client,
         "alter table aftercommit.outbox rename column kwargs to arguments",

@@ -1,7 +1,9 @@
 //! A healthy server, and each way of not being one.
 
 use super::*;
-use crate::preflight::facts::{Column, Holding, Membership, Publication, Role, Slot, Table};
+use crate::preflight::facts::{
+    Column, Holding, Membership, PartitionKey, Partitioning, Publication, Role, Slot, Table,
+};
 
 fn expected() -> Expectation {
     Expectation {
@@ -10,8 +12,10 @@ fn expected() -> Expectation {
         table: crate::outbox::TableName::ours(),
         required: vec!["id".to_owned(), "task".to_owned()],
         optional: vec!["key".to_owned()],
+        moments: vec!["key".to_owned()],
         application_name: "aftercommit".to_owned(),
         deletes: true,
+        partitions: false,
         heals: false,
         role: None,
     }
@@ -21,6 +25,7 @@ fn column(number: i16, name: &str) -> Column {
     Column {
         name: name.to_owned(),
         number,
+        kind: "text".to_owned(),
         generated: false,
     }
 }
@@ -71,6 +76,7 @@ fn healthy() -> Facts {
             kind: 'r',
             persistence: 'p',
             silent_partition: None,
+            partition_key: None,
             columns: vec![column(1, "id"), column(2, "task"), column(3, "key")],
         }),
         near_table: None,
@@ -79,6 +85,7 @@ fn healthy() -> Facts {
             role: "it\"s".to_owned(),
             ..Holding::default()
         },
+        partitioning: Partitioning::default(),
     }
 }
 
@@ -251,6 +258,83 @@ fn who_keeps_settled_rows_needs_no_right_to_delete_them() {
         ..expected()
     };
     assert_eq!(judge(&facts, &keeps), []);
+}
+
+#[test]
+fn partitions_need_a_date_and_functions() {
+    let key = |strategy, columns, kind: Option<&str>| {
+        Some(PartitionKey {
+            strategy,
+            columns,
+            kind: kind.map(str::to_owned),
+        })
+    };
+    let expected = Expectation {
+        partitions: true,
+        ..expected()
+    };
+    let partitioned = || {
+        let mut facts = healthy();
+        table(&mut facts).kind = 'p';
+        table(&mut facts).partition_key = key('r', 1, Some("date"));
+        facts
+    };
+    assert_eq!(judge(&partitioned(), &expected), []);
+    for (how, key) in [
+        ("is not partitioned:", None),
+        ("is not partitioned by range", key('l', 1, Some("date"))),
+        ("is not partitioned by range", key('h', 2, None)),
+        ("by more than one column", key('r', 2, Some("date"))),
+        ("by an expression", key('r', 1, None)),
+        ("by a column of type uuid", key('r', 1, Some("uuid"))),
+    ] {
+        let mut facts = partitioned();
+        table(&mut facts).partition_key = key;
+        let findings = judge(&facts, &expected);
+        assert_eq!(findings.len(), 1, "{how}: {findings:?}");
+        assert!(findings[0].what.contains(how), "{how}: {}", findings[0]);
+    }
+    type Break = fn(&mut Partitioning);
+    let cases: [(&str, Break); 3] = [
+        ("lacks the functions that make", |p| p.missing = true),
+        ("grant execute on all functions", |p| p.closed = true),
+        ("outbox_drop owner to \"them\"", |p| {
+            p.foreign_owner = Some("us".to_owned());
+            p.table_owner = Some("them".to_owned());
+        }),
+    ];
+    for (words, break_it) in cases {
+        let mut facts = partitioned();
+        break_it(&mut facts.partitioning);
+        let findings = judge(&facts, &expected);
+        assert_eq!(findings.len(), 1, "{words}");
+        assert!(findings[0].to_string().contains(words), "{}", findings[0]);
+        assert_eq!(judge(&facts, &self::expected()), [], "not asked for");
+    }
+}
+
+#[test]
+fn a_moment_needs_its_time_zone() {
+    for (kind, is_fatal) in [
+        ("timestamp with time zone", false),
+        // A task's time is read as text, and this text may hold one.
+        ("text", false),
+        ("character varying", false),
+        ("timestamp without time zone", true),
+        ("timestamp(3) without time zone", true),
+        ("time with time zone", true),
+        ("date", true),
+        ("bigint", true),
+    ] {
+        let mut facts = healthy();
+        table(&mut facts).columns[2].kind = kind.to_owned();
+        let findings = judge(&facts, &expected());
+        assert_eq!(findings.len(), usize::from(is_fatal), "{kind}");
+        // No other column is asked for it.
+        let mut facts = healthy();
+        table(&mut facts).columns[1].kind = kind.to_owned();
+        assert_eq!(judge(&facts, &expected()), [], "{kind}");
+    }
 }
 
 #[test]
