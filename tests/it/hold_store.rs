@@ -710,18 +710,25 @@ async fn a_checkpoint_is_read_as_it_was_written() {
     let mut store = Store::start().await;
     let read = async |db: &Client, slot| hold::read_checkpoint(db, slot).await.expect("an answer");
     assert_eq!(read(&store.look, SLOT).await, None);
-    for lsn in [5, 0xFFFF_FFFF_FFFF_FFFF, 3] {
-        let checkpoint = Checkpoint {
+    // It goes back in another history only.
+    for (timeline, lsn, kept) in [
+        (7, 5, 5),
+        (7, u64::MAX, u64::MAX),
+        (8, 3, 3),
+        (8, 0, 3),
+        (8, 4, 4),
+    ] {
+        let checkpoint = |lsn| Checkpoint {
             system_id: u64::MAX,
-            timeline: 7,
+            timeline,
             lsn: Lsn(lsn),
         };
         let db = store.db.transaction().await.expect("a transaction");
-        hold::write_checkpoint(&db, SLOT, &checkpoint)
+        hold::write_checkpoint(&db, SLOT, &checkpoint(lsn))
             .await
             .expect("written");
         db.commit().await.expect("a commit");
-        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint));
+        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint(kept)));
         assert_eq!(read(&store.look, "other").await, None);
     }
     store
