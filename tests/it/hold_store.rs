@@ -594,36 +594,49 @@ async fn the_dead_are_sent_again_in_their_place() {
     assert_eq!(store.keys().await, []);
 }
 
-/// A scheduled task holds nobody up; when its time has come, it comes behind what is held of its key before it.
+/// A scheduled task holds nobody up; when its time has come, it comes behind all that is held of its key by then.
 #[tokio::test]
 async fn a_scheduled_task_waits_for_its_key() {
     let mut store = Store::start().await;
-    let scheduled = |number, name| Park {
+    let scheduled = |number, name, key| Park {
         state: State::Scheduled,
         due_in: None,
         due_at: Some(Timestamp(number)),
         blocks: false,
-        ..park(u64::try_from(number).expect("a number"), name, Some("k"))
+        ..park(u64::try_from(number).expect("a number"), name, Some(key))
     };
-    store.park(&[scheduled(1, "early")]).await;
+    store
+        .park(&[
+            scheduled(3, "later", "k"),
+            scheduled(1, "sooner", "k"),
+            scheduled(2, "of another", "l"),
+        ])
+        .await;
     assert_eq!(store.keys().await, []);
     let failing = Park {
         attempts: 1,
         due_in: Some(MINUTE),
-        ..park(2, "failing", Some("k"))
+        ..park(4, "failing", Some("k"))
     };
-    store.park(&[failing, scheduled(3, "behind")]).await;
-    assert_eq!(store.due_names().await, ["early"]);
-    assert_eq!(store.due_names().await, ["early"]);
-    store.park(&[park(4, "live", Some("k"))]).await;
+    store.park(&[failing]).await;
+    assert_eq!(store.due_names().await, ["of another"]);
+    store.park(&[park(5, "live", Some("k"))]).await;
+    assert_eq!(store.due_names().await, ["of another"]);
 
-    // The early one fails: it is before the others, and they wait for it.
-    let early = store.id("early");
-    store.postpone(&[postponed(early, Duration::ZERO)]).await;
+    // Sent when nothing of its key was held, it fails: it is before what came later.
+    store.park(&[park(6, "behind", Some("l"))]).await;
+    let other = store.id("of another");
+    store.postpone(&[postponed(other, Duration::ZERO)]).await;
     let due = store.due().await;
-    assert_eq!(names(&due), ["early"]);
+    assert_eq!(names(&due), ["of another"]);
     assert_eq!(due[0].state, State::Retrying);
-    assert_eq!(store.drain().await, ["early", "failing", "behind", "live"]);
+    assert_eq!(store.drain().await, ["of another", "behind"]);
+
+    let failing = store.id("failing");
+    store
+        .postgres
+        .psql(&format!("select aftercommit.hold_retry({failing})"));
+    assert_eq!(store.drain().await, ["failing", "sooner", "later", "live"]);
     assert_eq!(store.keys().await, []);
 }
 
@@ -710,18 +723,25 @@ async fn a_checkpoint_is_read_as_it_was_written() {
     let mut store = Store::start().await;
     let read = async |db: &Client, slot| hold::read_checkpoint(db, slot).await.expect("an answer");
     assert_eq!(read(&store.look, SLOT).await, None);
-    for lsn in [5, 0xFFFF_FFFF_FFFF_FFFF, 3] {
-        let checkpoint = Checkpoint {
+    // It goes back in another history only.
+    for (timeline, lsn, kept) in [
+        (7, 5, 5),
+        (7, u64::MAX, u64::MAX),
+        (8, 3, 3),
+        (8, 0, 3),
+        (8, 4, 4),
+    ] {
+        let checkpoint = |lsn| Checkpoint {
             system_id: u64::MAX,
-            timeline: 7,
+            timeline,
             lsn: Lsn(lsn),
         };
         let db = store.db.transaction().await.expect("a transaction");
-        hold::write_checkpoint(&db, SLOT, &checkpoint)
+        hold::write_checkpoint(&db, SLOT, &checkpoint(lsn))
             .await
             .expect("written");
         db.commit().await.expect("a commit");
-        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint));
+        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint(kept)));
         assert_eq!(read(&store.look, "other").await, None);
     }
     store

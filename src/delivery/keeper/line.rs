@@ -39,10 +39,12 @@ impl Running {
     /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
     pub(super) async fn not_ours(&mut self) -> Result<(), Gone> {
         tokio::select! {
-            changed = self.keeper.line.changed() => changed.map_err(|_| Gone),
-            () = tokio::time::sleep(LOST_SLOT) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
+            changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+            () = tokio::time::sleep(LOST_SLOT) => {}
+            () = self.keeper.news.closed() => return Err(Gone),
         }
+        self.line();
+        Ok(())
     }
 
     /// Something failed: the connection is given up; pauses.

@@ -39,7 +39,7 @@ use crate::outbox::columns::Layout;
 use crate::outbox::task::Spans;
 use crate::outbox::{Columns, Field, Position, Task};
 use crate::pg::{Lsn, Timestamp};
-use crate::replication::{CreatedSlot, Error, Place, connect_sql};
+use crate::replication::{CreatedSlot, Error, Place, Policy, connect_sql};
 
 /// Rows and bytes of a batch. A single row may be larger.
 const BATCH_ROWS: usize = 256;
@@ -83,7 +83,7 @@ pub(super) async fn open(intake: &Intake, slot: &CreatedSlot) -> Result<(Rows, S
             literal(&slot.snapshot)
         ))
         .await
-        .map_err(failed)?;
+        .map_err(|e| gone(failed(e)))?;
     let table = Table::look(&client, &intake.columns).await?;
     let row = client
         .query_typed_one(
@@ -114,6 +114,16 @@ pub(super) async fn open(intake: &Intake, slot: &CreatedSlot) -> Result<(Rows, S
         }
     });
     Ok((Rows::new(batches), snapshot))
+}
+
+/// The walsender has died meanwhile, and its snapshot with it; each version has its own code for that.
+fn gone(error: Error) -> Error {
+    match error.sqlstate() {
+        Some("22023" | "42704" | "55000") => {
+            Error::judged(Place::Sql, Policy::Reconnect, error.to_string())
+        }
+        _ => error,
+    }
 }
 
 /// A transaction that had ended before any that the snapshot does not see: every later snapshot sees it, too.

@@ -284,7 +284,7 @@ retry = {{ backoff = "50ms..500ms" }}
 
     /// What the slot has confirmed.
     pub(crate) fn confirmed(&self) -> u64 {
-        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots";
+        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots where slot_type = 'logical'";
         self.postgres.psql(sql).parse().expect("a position")
     }
 
