@@ -255,7 +255,7 @@ async fn a_role_without_rights_on_the_hold_is_told_once_with_the_remedy() {
         record["error"]
             .as_str()
             .expect("words")
-            .contains("init --print"),
+            .contains("aftercommit init"),
         "{record}"
     );
     assert_eq!(daemon.ended(PATIENCE).await.code(), Some(78));

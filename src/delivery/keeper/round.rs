@@ -15,9 +15,6 @@ use crate::hold::{self, Checkpoint};
 use crate::intake::Session;
 use crate::replication::{Error, Place, Policy};
 
-/// Rows that one statement deletes.
-const DELETE_ROWS: usize = 5_000;
-
 impl Running {
     /// Writes one round; says of which keys nothing is held any more.
     pub(super) async fn round(
@@ -78,15 +75,12 @@ impl Running {
             let ids: Vec<&str> = work.delivered.iter().chain(held).collect();
             let table = &keeper.table;
             let again: Vec<&str> = again.iter().map(String::as_str).collect();
-            for ids in ids.chunks(DELETE_ROWS).chain(again.chunks(DELETE_ROWS)) {
-                match passes_over {
-                    true => left.append(
-                        &mut hold::delete_unlocked(&mut transaction, table, column, ids).await?,
-                    ),
-                    false => {
-                        hold::delete_settled(&transaction, table, column, ids).await?;
-                    }
-                }
+            if passes_over {
+                let ids = [ids, again].concat();
+                let locked = hold::delete_unlocked(&mut transaction, table, column, &ids).await?;
+                left.extend(locked);
+            } else {
+                hold::delete_settled(&transaction, table, column, &ids).await?;
             }
         }
         // Of another generation it is no position here; and what is still in the outbox counts as not settled.
