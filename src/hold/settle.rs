@@ -37,7 +37,7 @@ const LIMITS: &str = "set local enable_seqscan = off; set local enable_indexscan
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then. 55P03 (lock_not_available) where another session keeps a
-/// lock on one of the rows, or on the table: see [`delete_unlocked`].
+/// lock on one of the rows, or on the table: see [`delete_unlocked`](super::delete_unlocked).
 pub async fn delete_settled(
     db: &Transaction<'_>,
     table: &TableName,

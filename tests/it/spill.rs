@@ -154,6 +154,10 @@ async fn a_slot_that_lags_makes_a_stalled_sink_spill() {
     exam.insert(1);
     exam.wait_for_pushed(1).await;
     proxy.refuse();
+    eventually(PATIENCE, "the end of the connection", || async {
+        (proxy.open() == 0).then_some(())
+    })
+    .await;
     exam.insert(20);
     daemon
         .wait_for_log("the outage", |record| says(record, "the sink is away"))
