@@ -304,7 +304,7 @@ impl Relay {
 
     fn begin_session(&mut self, session: Session) {
         if self.ledger.generation() != session.generation {
-            self.watermark.reset();
+            self.watermark.reset(session.start);
             let dropped = self.ledger.begin(session, self.watermark.confirmed());
             self.channels.memory.free(dropped);
         }

@@ -128,17 +128,18 @@ impl Running {
     /// Sends to the hold what has waited for long enough.
     fn spill(&mut self) {
         let strain = *self.lane.strain.borrow_and_update();
+        let now = Instant::now();
         let Some(away) = &mut self.away else {
             if strain {
-                self.queue.spill_waiting();
+                self.queue.spill_waiting(now.into_std());
             }
             return;
         };
         if away.spilled {
-            self.queue.spill(&away.cause, false);
-        } else if strain || away.spill_at <= Instant::now() {
+            self.queue.spill(now.into_std(), &away.cause, false);
+        } else if strain || away.spill_at <= now {
             away.spilled = true;
-            self.queue.spill(&away.cause, true);
+            self.queue.spill(now.into_std(), &away.cause, true);
             warn!(
                 sink = %self.lane.name, cause = %away.cause,
                 "the sink stays away; its tasks go to the hold table, and come back when it does"
@@ -235,7 +236,7 @@ impl Running {
         away.cause = cause;
         away.next_try = now + pause;
         if away.spilled {
-            self.queue.spill(&away.cause, true);
+            self.queue.spill(now.into_std(), &away.cause, true);
         }
     }
 

@@ -196,7 +196,8 @@ impl LaneQueue {
                 passage.task.detach();
                 waiting.tasks.push_back(passage);
             } else if let Some(words) = expired(&passage, at.wall) {
-                self.give_up(passage, 0, words);
+                let attempts = self.attempts(&passage);
+                self.give_up(passage, attempts, words);
             } else {
                 bytes += size;
                 batch.push(passage);
@@ -270,16 +271,19 @@ impl LaneQueue {
         }
     }
 
-    /// Sends what is tried again in place to the hold.
-    pub(super) fn spill_waiting(&mut self) {
-        self.due.clear();
-        for (_, waiting) in std::mem::take(&mut self.waiting) {
+    /// Sends what is tried again in place to the hold: there it waits for what is left of its pause.
+    pub(super) fn spill_waiting(&mut self, now: Instant) {
+        for (due, order) in std::mem::take(&mut self.due) {
+            let Some(waiting) = self.waiting.remove(&order) else {
+                continue;
+            };
+            let pause = due.saturating_duration_since(now);
             let attempts = waiting.tries.backoff.attempts();
-            let mut first = Some((attempts, waiting.cause.to_string()));
+            let mut first = Some((attempts, pause, waiting.cause.to_string()));
             for passage in waiting.tasks {
                 match first.take() {
-                    Some((attempts, why)) => {
-                        self.set_aside(passage, attempts, Duration::ZERO, Some(why));
+                    Some((attempts, pause, why)) => {
+                        self.set_aside(passage, attempts, pause, Some(why));
                     }
                     None => self.set_aside(passage, 0, Duration::ZERO, None),
                 }
@@ -290,21 +294,27 @@ impl LaneQueue {
 
     /// Sends everything to the hold, because the sink is away. What came from there goes back, or stays, to try whether
     /// the sink is back.
-    pub(super) fn spill(&mut self, why: &Cause, with_released: bool) {
-        self.spill_but(why, with_released, |_| false);
+    pub(super) fn spill(&mut self, now: Instant, why: &Cause, with_released: bool) {
+        self.spill_but(now, why, with_released, |_| false);
         self.tried.clear();
     }
 
     /// Sends what is behind the batch in hand to the hold, because the sink does not answer: but not the tasks of the keys,
     /// given by their hashes, that are in the batch. They come behind its tasks, wherever those go.
-    pub(super) fn spill_beside(&mut self, in_hand: &HashSet<u64>, why: &Cause) {
-        self.spill_but(why, false, |hash| {
+    pub(super) fn spill_beside(&mut self, now: Instant, in_hand: &HashSet<u64>, why: &Cause) {
+        self.spill_but(now, why, false, |hash| {
             hash.is_some_and(|hash| in_hand.contains(&hash))
         });
     }
 
-    fn spill_but(&mut self, why: &Cause, with_released: bool, stays: impl Fn(Option<u64>) -> bool) {
-        self.spill_waiting();
+    fn spill_but(
+        &mut self,
+        now: Instant,
+        why: &Cause,
+        with_released: bool,
+        stays: impl Fn(Option<u64>) -> bool,
+    ) {
+        self.spill_waiting(now);
         for passage in std::mem::take(&mut self.ready) {
             match passage.origin {
                 Origin::Hold { .. } if !with_released => self.ready.push_back(passage),

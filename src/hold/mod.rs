@@ -21,10 +21,13 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use due::{Batch, due, held_keys, held_positions, mend, next_due};
+pub use due::{Batch, Due, due, held_keys, held_positions, mend, next_due};
 pub use healing::{begin_healing, end_healing, healing_since, mark_known, note_beginning};
 pub use remedy::remedied;
-pub use settle::{Checkpoint, delete_settled, read_checkpoint, write_checkpoint};
+pub use settle::{
+    Checkpoint, correct_checkpoint, delete_settled, delete_unlocked, read_checkpoint,
+    write_checkpoint,
+};
 pub use store::{bury, park, postpone, remove};
 
 use crate::outbox::Task;

@@ -142,6 +142,8 @@ pub struct Session {
     pub identity: Identity,
     /// The walsender's process id.
     pub walsender_pid: u32,
+    /// Everything below is settled, as we wrote down; the server may have forgotten it.
+    pub start: Lsn,
     /// `--until`, as a position.
     pub until: Option<Lsn>,
 }

@@ -122,7 +122,7 @@ pub(super) async fn open(
     let start = match confirmed.generation == history.generation {
         true => confirmed.lsn.lsn(),
         // After a crash the server may have forgotten what was confirmed; what we wrote down, it has not.
-        false => checkpoint(intake, &sql, identity).await?,
+        false => checkpoint(intake, &sql, identity, system.xlog_pos).await?,
     };
     let version = walsender.server_version();
     let started = walsender
@@ -154,6 +154,7 @@ pub(super) async fn open(
         generation: history.generation,
         identity,
         walsender_pid: copy.backend_pid,
+        start,
         until: history.until,
     };
     info!(
@@ -174,12 +175,27 @@ pub(super) async fn open(
 }
 
 /// Where our own checkpoint says that everything is settled. On another server, or in another history of it, the same LSN
-/// is another place.
-async fn checkpoint(intake: &Intake, sql: &Client, identity: Identity) -> Result<Lsn, Error> {
+/// is another place. And one beyond what the server has written is not ours: the server would skip what is still to come.
+async fn checkpoint(
+    intake: &Intake,
+    sql: &Client,
+    identity: Identity,
+    written: Lsn,
+) -> Result<Lsn, Error> {
     let ours = hold::read_checkpoint(sql, &intake.slot)
         .await?
         .filter(|it| it.system_id == identity.system_id && it.timeline == identity.timeline);
-    Ok(ours.map_or(Lsn::ZERO, |it| it.lsn))
+    match ours {
+        Some(ours) if ours.lsn > written => {
+            warn!(
+                slot = %intake.slot, checkpoint = %ours.lsn, %written,
+                "the row in aftercommit.checkpoint is beyond what the server has written: somebody has changed it; \
+                 starting from the slot's own position"
+            );
+            Ok(Lsn::ZERO)
+        }
+        ours => Ok(ours.map_or(Lsn::ZERO, |it| it.lsn)),
+    }
 }
 
 /// A walsender that was refused for want of a right: with what the catalogs say that our role lacks, and the SQL for it.

@@ -61,6 +61,7 @@ fn session(number: u64) -> Session {
         generation: 1,
         identity: Identity::default(),
         walsender_pid: 100 + number as u32,
+        start: Lsn::ZERO,
         until: None,
     }
 }

@@ -90,9 +90,8 @@ impl Store {
     }
 
     async fn due_but(&self, away: &[&str], in_flight: &[i64]) -> Vec<Released> {
-        hold::due(&self.look, SLOT, away, in_flight, ALL)
-            .await
-            .expect("an answer")
+        let due = hold::due(&self.look, SLOT, away, in_flight, ALL).await;
+        due.expect("an answer").released
     }
 
     /// Names of the tasks that are due, in order.
@@ -380,7 +379,7 @@ async fn tasks_are_due_in_order_of_time() {
     assert_eq!(names(&store.due_but(&["b"], &in_flight).await), ["later"]);
     assert_eq!(names(&store.due_but(&["a", "b"], &[]).await), [""; 0]);
     let other = hold::due(&store.look, "other", &[], &[], ALL).await;
-    assert!(other.expect("an answer").is_empty());
+    assert!(other.expect("an answer").released.is_empty());
     let next = hold::next_due(&store.look, "other").await;
     assert_eq!(next.expect("an answer"), None);
 
@@ -414,7 +413,8 @@ async fn a_batch_has_its_limits() {
         (10, 1 << 30, 5),
     ] {
         let due = hold::due(&store.look, SLOT, &[], &[], Batch { tasks, bytes }).await;
-        assert_eq!(due.expect("an answer").len(), expected, "{tasks} {bytes}");
+        let due = due.expect("an answer").released;
+        assert_eq!(due.len(), expected, "{tasks} {bytes}");
     }
 }
 
@@ -594,36 +594,49 @@ async fn the_dead_are_sent_again_in_their_place() {
     assert_eq!(store.keys().await, []);
 }
 
-/// A scheduled task holds nobody up; when its time has come, it comes behind what is held of its key before it.
+/// A scheduled task holds nobody up; when its time has come, it comes behind all that is held of its key by then.
 #[tokio::test]
 async fn a_scheduled_task_waits_for_its_key() {
     let mut store = Store::start().await;
-    let scheduled = |number, name| Park {
+    let scheduled = |number, name, key| Park {
         state: State::Scheduled,
         due_in: None,
         due_at: Some(Timestamp(number)),
         blocks: false,
-        ..park(u64::try_from(number).expect("a number"), name, Some("k"))
+        ..park(u64::try_from(number).expect("a number"), name, Some(key))
     };
-    store.park(&[scheduled(1, "early")]).await;
+    store
+        .park(&[
+            scheduled(3, "later", "k"),
+            scheduled(1, "sooner", "k"),
+            scheduled(2, "of another", "l"),
+        ])
+        .await;
     assert_eq!(store.keys().await, []);
     let failing = Park {
         attempts: 1,
         due_in: Some(MINUTE),
-        ..park(2, "failing", Some("k"))
+        ..park(4, "failing", Some("k"))
     };
-    store.park(&[failing, scheduled(3, "behind")]).await;
-    assert_eq!(store.due_names().await, ["early"]);
-    assert_eq!(store.due_names().await, ["early"]);
-    store.park(&[park(4, "live", Some("k"))]).await;
+    store.park(&[failing]).await;
+    assert_eq!(store.due_names().await, ["of another"]);
+    store.park(&[park(5, "live", Some("k"))]).await;
+    assert_eq!(store.due_names().await, ["of another"]);
 
-    // The early one fails: it is before the others, and they wait for it.
-    let early = store.id("early");
-    store.postpone(&[postponed(early, Duration::ZERO)]).await;
+    // Sent when nothing of its key was held, it fails: it is before what came later.
+    store.park(&[park(6, "behind", Some("l"))]).await;
+    let other = store.id("of another");
+    store.postpone(&[postponed(other, Duration::ZERO)]).await;
     let due = store.due().await;
-    assert_eq!(names(&due), ["early"]);
+    assert_eq!(names(&due), ["of another"]);
     assert_eq!(due[0].state, State::Retrying);
-    assert_eq!(store.drain().await, ["early", "failing", "behind", "live"]);
+    assert_eq!(store.drain().await, ["of another", "behind"]);
+
+    let failing = store.id("failing");
+    store
+        .postgres
+        .psql(&format!("select aftercommit.hold_retry({failing})"));
+    assert_eq!(store.drain().await, ["failing", "sooner", "later", "live"]);
     assert_eq!(store.keys().await, []);
 }
 
@@ -851,9 +864,8 @@ async fn many_tasks_are_held_and_come_back_in_order() {
                 tasks: 1_000,
                 bytes: 64 << 20,
             };
-            let due = hold::due(&store.look, SLOT, &[], &[], batch)
-                .await
-                .expect("an answer");
+            let due = hold::due(&store.look, SLOT, &[], &[], batch).await;
+            let due = due.expect("an answer").released;
             if due.is_empty() {
                 break;
             }

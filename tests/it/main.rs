@@ -2,6 +2,7 @@
 
 mod celery_messages;
 mod celery_redis;
+mod checkpoint;
 mod cli;
 mod config;
 mod conformance;
@@ -12,6 +13,7 @@ mod example;
 mod failover;
 mod gate;
 mod heal;
+mod hold_bad_input;
 mod hold_by_hand;
 mod hold_cli;
 mod hold_histories;
@@ -25,9 +27,12 @@ mod primary_faults;
 mod properties;
 mod refused;
 mod rejected;
+mod retries;
 mod scenarios;
+mod scheduling;
 mod server_faults;
 mod sink_faults;
+mod spill;
 mod support;
 mod tidy;
 mod tls;

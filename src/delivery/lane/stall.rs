@@ -51,7 +51,7 @@ impl Running {
                 let keys = tasks.iter().filter_map(Task::key);
                 keys.map(|key| queue.hash_of(key)).collect()
             });
-            queue.spill_beside(in_hand, &waits);
+            queue.spill_beside(Instant::now().into_std(), in_hand, &waits);
             if let Some(report) = queue.take_report() {
                 // A relay that is gone ends the lane after the answer.
                 let _ = reports.send(report).await;

@@ -63,6 +63,7 @@ async fn start_behind(rows: Option<Rows>, pipe: usize, until: Option<Lsn>) -> Be
         generation: GENERATION,
         identity: crate::intake::Identity::default(),
         walsender_pid: 1,
+        start: Lsn::ZERO,
         until,
     };
     let open = Open {

@@ -137,7 +137,7 @@ proptest! {
                 1 => hold.write(size, &queue),
                 2 => hold.release(),
                 // The sink is away for long.
-                7 => queue.spill(&Cause::new("away"), true),
+                7 => queue.spill(now, &Cause::new("away"), true),
                 // A batch.
                 _ => {
                     now += Duration::from_millis(pause);
@@ -151,7 +151,7 @@ proptest! {
                         let keys = batch.iter().filter_map(|passage| passage.task.key());
                         let in_hand = keys.map(|key| queue.hash_of(key)).collect();
                         hold.hear(size, &mut queue);
-                        queue.spill_beside(&in_hand, &Cause::new("it does not answer"));
+                        queue.spill_beside(now, &in_hand, &Cause::new("it does not answer"));
                         hold.reports.extend(queue.take_report());
                         if pause % 2 == 0 {
                             hold.write(size, &queue);

@@ -5,6 +5,7 @@
 
 pub(crate) mod ledger;
 pub(crate) mod load;
+pub(crate) mod unbound;
 
 use std::collections::HashSet;
 use std::sync::LazyLock;
