@@ -307,10 +307,13 @@ impl Running {
     /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
     async fn not_ours(&mut self) -> Result<(), Gone> {
         tokio::select! {
-            changed = self.keeper.line.changed() => changed.map_err(|_| Gone),
-            () = tokio::time::sleep(LOST_SLOT) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
+            changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+            () = tokio::time::sleep(LOST_SLOT) => {}
+            () = self.keeper.news.closed() => return Err(Gone),
         }
+        // The change has been seen here, and nobody else is told of it.
+        self.line();
+        Ok(())
     }
 
     /// Something failed: the connection is given up; pauses.
