@@ -224,6 +224,8 @@ impl Running {
 
     /// Writes work down and says so.
     async fn settle(&mut self, mut work: Work) -> Result<(), Gone> {
+        // All of it is given back, also what turns out to be void.
+        let parked = report::sizes(&work);
         self.unsaved |= work.settled > 0;
         let saves = self.unsaved && self.written_at.elapsed() >= CHECKPOINT_EVERY;
         let mut freed = Vec::new();
@@ -245,7 +247,7 @@ impl Running {
             self.next_look = Instant::now();
         }
         let written = Written {
-            parked: report::sizes(&work),
+            parked,
             freed,
             lanes: work.lanes,
             confirmation: work.confirmation,
@@ -311,7 +313,6 @@ impl Running {
             () = tokio::time::sleep(LOST_SLOT) => {}
             () = self.keeper.news.closed() => return Err(Gone),
         }
-        // The change has been seen here, and nobody else is told of it.
         self.line();
         Ok(())
     }

@@ -63,34 +63,6 @@ async fn fail_over(exam: &mut Exam, mut standby: Postgres) {
     exam.redis.cont();
 }
 
-/// Sets up a standby so that it keeps a copy of the slot, and waits until it has one.
-fn keep_slots(primary: &Postgres, standby: &Postgres) {
-    primary.psql(
-        "select pg_create_physical_replication_slot('standby')
-         where not exists (select from pg_replication_slots where slot_name = 'standby')",
-    );
-    primary.psql("alter system set synchronized_standby_slots = 'standby'");
-    primary.psql("select pg_reload_conf()");
-    let conninfo = format!(
-        "host=127.0.0.1 port={} user={SUPERUSER} application_name=standby dbname=app",
-        primary.port()
-    );
-    for setting in [
-        "primary_slot_name = 'standby'".to_owned(),
-        "sync_replication_slots = on".to_owned(),
-        format!("primary_conninfo = '{conninfo}'"),
-    ] {
-        standby.psql(&format!("alter system set {setting}"));
-    }
-    standby.psql("select pg_reload_conf()");
-    until(PATIENCE, "a copy of the slot", || {
-        // A slot is copied once its position lies in the standby's WAL: there has to be some.
-        primary.psql("select pg_log_standby_snapshot()");
-        let ready = "select synced and not temporary and invalidation_reason is null from pg_replication_slots";
-        (standby.psql(ready) == "t").then_some(())
-    });
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standby_with_the_slot_takes_over_without_loss() {
     let Some(version) = newest_with_slots() else {
@@ -102,7 +74,7 @@ async fn a_standby_with_the_slot_takes_over_without_loss() {
     daemon
         .wait_for_log("the stream", |record| says(record, "streaming"))
         .await;
-    keep_slots(&exam.postgres, &standby);
+    exam.postgres.keep_slots_on(&standby);
     fail_over(&mut exam, standby).await;
     let receipt = exam.receipt().await;
     // What was settled after the standby's last copy of the slot.
@@ -208,7 +180,7 @@ async fn what_a_failover_needs_is_told_once() {
     assert_eq!((told(&daemon, PRIMARY), told(&daemon, STANDBY)), (1, 1));
     assert!(daemon.terminate().await.success());
 
-    keep_slots(&server, &standby);
+    server.keep_slots_on(&standby);
     let output = aftercommit(&["init"], &config);
     let words = String::from_utf8(output.stdout).expect("words");
     assert!(

@@ -6,6 +6,7 @@
 //! | 4, 5, 6, 7, 9 | the Postgres server: killed, stopped, hanging; its walsender terminated | [`server`] |
 //! | 8, 10, 11, 13 | the broker: hanging, killed, away; its answers lost | [`brokers`] |
 //! | 12, 14 | the network: cut, slow, flapping | [`network`] |
+//! | 17, 27 | the slot: dropped, invalidated; a standby takes over, with the slot and without | [`lost`] |
 //! | 18, 20 | the catalog: publication, columns, what else one may do to a table | [`catalog`] |
 //! | 21, 22, 23 | what the application writes: a million rows at once, 100 MB in one row, poison | [`input`] |
 //! | 24 | one key that fails among a thousand | [`keys`] |
@@ -29,6 +30,7 @@ mod exposure;
 mod input;
 mod keys;
 mod kills;
+mod lost;
 mod network;
 mod roles;
 mod server;

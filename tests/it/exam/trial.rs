@@ -318,6 +318,11 @@ impl Life {
         }
     }
 
+    /// Where it is taken down.
+    pub(super) fn sheet(&self) -> &Sheet {
+        &self.sheet
+    }
+
     /// SIGTERM; it has to end in order, and in time.
     pub(super) async fn stop(&mut self) {
         let start = Instant::now();
