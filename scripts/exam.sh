@@ -16,12 +16,12 @@ receipts=$out/receipts
 : >"$receipts"
 
 cargo build --release --quiet
-tests=$(cargo test --no-run --test it --message-format json |
+tests=$(cargo test --no-run --profile harness --test it --message-format json |
     sed -n 's/.*"executable":"\([^"]*\/it-[^"]*\)".*/\1/p' | tail -n 1)
-# Copies, so that one can go on building meanwhile. Named failpoints are in debug builds only.
+# Copies, so that one can go on building meanwhile. Named failpoints are not in the release build.
 cp "$tests" "$out/tests"
 cp "$target/release/aftercommit" "$out/release"
-cp "$target/debug/aftercommit" "$out/debug"
+cp "$target/harness/aftercommit" "$out/failpoints"
 tests=$out/tests
 EXAM_SEED=${EXAM_SEED:-$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')}
 export EXAM_SEED
@@ -40,7 +40,7 @@ for row in $rows; do
     log=$out/${row##*::}.log
     before=$(wc -l <"$receipts")
     case $row in
-    *::row_02*) program=$out/debug ;;
+    *::row_02*) program=$out/failpoints ;;
     *) program=$out/release ;;
     esac
     if ! env EXAM=full EXAM_RECEIPTS="$receipts" AFTERCOMMIT_TEST_PROGRAM="$program" \
@@ -56,10 +56,12 @@ done
 # The table: what every row has, in columns; the receipts above have the rest.
 echo
 awk '
-    function figure(name,    at, rest) {
-        at = index($0, " " name " ")
-        if (!at) return "-"
-        rest = substr($0, at + length(name) + 2)
+    # After the name of the row come the figures, each with a comma before it.
+    function figure(name,    rest) {
+        rest = $0
+        sub(/^[^:]*:/, ",", rest)
+        if (!match(rest, ", " name " [0-9]")) return "-"
+        rest = substr(rest, RSTART + length(name) + 3)
         sub(/,.*/, "", rest)
         sub(/ (≤|≥) /, "/", rest)
         return rest

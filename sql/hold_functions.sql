@@ -127,8 +127,9 @@ begin
 end
 $function$;
 
--- Sends dead tasks again, with all their attempts, and retrying ones now; says how many these are. One that stands
--- behind another one of its key still waits for that one. Scheduled tasks are left alone.
+-- Sends dead tasks again, with all their attempts and without their expires_at, which may have passed; and retrying ones
+-- now. Says how many these are. One that stands behind another one of its key still waits for that one; one that no route
+-- matched is routed anew. Scheduled tasks are left alone.
 create or replace function aftercommit.hold_retry(hold_ids bigint[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -141,6 +142,7 @@ begin
   update aftercommit.hold h
   set state = 'retrying', updated_at = clock_timestamp(),
       attempts = case when h.state = 'dead' then 0 else h.attempts end,
+      expires_at = case when h.state = 'dead' then null else h.expires_at end,
       due_at = case
         when h.blocks and exists (
           select from aftercommit.hold q

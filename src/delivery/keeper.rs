@@ -27,7 +27,7 @@ use tracing::{info, warn};
 use super::KeyHasher;
 use super::report::{self, Work, Written};
 use crate::backoff::Backoff;
-use crate::hold::Released;
+use crate::hold::{self, Released};
 use crate::intake::{Confirmation, Line, Session};
 use crate::outbox::{Position, TableName};
 use crate::replication::{Error, Policy, Target, connect_sql};
@@ -47,6 +47,8 @@ const RETRY: BackoffRange = BackoffRange {
 const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to leave the slot alone that another process seems to read.
 const LOST_SLOT: Duration = Duration::from_millis(200);
+/// After a round of so many bytes the connection is not kept.
+const LARGE_ROUND: usize = 8 << 20;
 /// The application name of the keeper's connection.
 const NAME: &str = "aftercommit keeper";
 
@@ -222,6 +224,8 @@ impl Running {
 
     /// Writes work down and says so.
     async fn settle(&mut self, mut work: Work) -> Result<(), Gone> {
+        // All of it is given back, also what turns out to be void.
+        let parked = report::sizes(&work);
         self.unsaved |= work.settled > 0;
         let saves = self.unsaved && self.written_at.elapsed() >= CHECKPOINT_EVERY;
         let mut freed = Vec::new();
@@ -229,6 +233,7 @@ impl Running {
             freed = self.write(&mut work).await?;
             self.written_at = Instant::now();
             self.unsaved = false;
+            self.shrink(&work);
         }
         self.keeper.confirmed.send_if_modified(|known| {
             let news = *known != work.confirmation;
@@ -242,7 +247,7 @@ impl Running {
             self.next_look = Instant::now();
         }
         let written = Written {
-            parked: report::sizes(&work),
+            parked,
             freed,
             lanes: work.lanes,
             confirmation: work.confirmation,
@@ -279,7 +284,7 @@ impl Running {
                     self.not_ours().await?;
                     continue;
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => hold::remedied(error).to_string(),
                 Err(_) => format!("no answer within {ROUND_TIMEOUT:?}"),
             };
             let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";
@@ -304,10 +309,12 @@ impl Running {
     /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
     async fn not_ours(&mut self) -> Result<(), Gone> {
         tokio::select! {
-            changed = self.keeper.line.changed() => changed.map_err(|_| Gone),
-            () = tokio::time::sleep(LOST_SLOT) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
+            changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+            () = tokio::time::sleep(LOST_SLOT) => {}
+            () = self.keeper.news.closed() => return Err(Gone),
         }
+        self.line();
+        Ok(())
     }
 
     /// Something failed: the connection is given up; pauses.
@@ -318,6 +325,14 @@ impl Running {
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
             () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// A connection keeps the room that its largest message has needed.
+    fn shrink(&mut self, work: &Work) {
+        let bytes: usize = work.parks.iter().map(|park| park.task.size()).sum();
+        if bytes > LARGE_ROUND {
+            self.client = None;
         }
     }
 

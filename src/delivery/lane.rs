@@ -4,6 +4,8 @@
 //! `hold_after`, or under strain, it *spills*: all it has goes to the hold, in order, and so does what comes. What comes
 //! back from there, a task now and then, is the probe: when the sink takes it, the lane goes on.
 
+mod stall;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,7 +99,8 @@ impl Lane {
 impl Running {
     async fn run(mut self) {
         loop {
-            self.take_in();
+            let away = self.away.is_some();
+            take_in(&mut self.lane.inbox, &mut self.open, &mut self.queue, away);
             self.spill();
             let may_try = self
                 .away
@@ -119,33 +122,6 @@ impl Running {
             if !tried && !self.wait().await {
                 return;
             }
-        }
-    }
-
-    /// Takes what is in the inbox.
-    fn take_in(&mut self) {
-        while self.open {
-            match self.lane.inbox.try_recv() {
-                Ok(message) => self.message(message),
-                Err(mpsc::error::TryRecvError::Empty) => return,
-                Err(mpsc::error::TryRecvError::Disconnected) => self.open = false,
-            }
-        }
-    }
-
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Tasks(passages) => {
-                for mut passage in passages {
-                    if self.away.is_some() {
-                        // It waits for long, and must not keep the read buffer alive.
-                        passage.task.detach();
-                    }
-                    self.queue.push(passage);
-                }
-            }
-            Message::Held(hashes) => self.queue.learn_held(hashes),
-            Message::Written { seq, freed } => self.queue.written(seq, &freed),
         }
     }
 
@@ -176,14 +152,9 @@ impl Running {
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = self.lane.sink.deliver(&tasks).await;
+        let answer = self.deliver(&tasks).await;
         failpoint::reach(Point::Acknowledged);
         let passages = tasks.into_iter().zip(tags);
-        let passages = passages.map(|(task, (origin, route))| Passage {
-            task,
-            origin,
-            route,
-        });
         match answer {
             Ok(outcomes) => {
                 assert_eq!(
@@ -192,13 +163,18 @@ impl Running {
                     "a sink answers for each task of a batch"
                 );
                 self.is_back();
-                for (passage, outcome) in passages.zip(outcomes) {
-                    self.outcome(passage, outcome);
+                for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
+                    match outcome {
+                        Outcome::Delivered => self.queue.delivered(&task, origin),
+                        outcome => self.outcome(Passage::new(task, origin, route), outcome),
+                    }
                 }
                 self.queue.finish_batch();
             }
             Err(Outage(cause)) => {
-                self.queue.give_back(passages.collect());
+                let batch =
+                    passages.map(|(task, (origin, route))| Passage::new(task, origin, route));
+                self.queue.give_back(batch.collect());
                 self.is_away(cause);
             }
         }
@@ -206,7 +182,7 @@ impl Running {
 
     fn outcome(&mut self, passage: Passage, outcome: Outcome) {
         let cause = match &outcome {
-            Outcome::Delivered => return self.queue.delivered(&passage),
+            Outcome::Delivered => return self.queue.delivered(&passage.task, passage.origin),
             Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause) => {
                 cause.clone()
             }
@@ -281,11 +257,42 @@ impl Running {
             () = self.lane.reports.closed() => return false,
         };
         match received {
-            Some(Some(message)) => self.message(message),
+            Some(Some(message)) => hear(&mut self.queue, message, self.away.is_some()),
             Some(None) => self.open = false,
             None => {}
         }
         true
+    }
+}
+
+/// Takes what is in the inbox. `detach`: it will wait for long, and must not keep the read buffer alive.
+fn take_in(
+    inbox: &mut mpsc::Receiver<Message>,
+    open: &mut bool,
+    queue: &mut LaneQueue,
+    detach: bool,
+) {
+    while *open {
+        match inbox.try_recv() {
+            Ok(message) => hear(queue, message, detach),
+            Err(mpsc::error::TryRecvError::Empty) => return,
+            Err(mpsc::error::TryRecvError::Disconnected) => *open = false,
+        }
+    }
+}
+
+fn hear(queue: &mut LaneQueue, message: Message, detach: bool) {
+    match message {
+        Message::Tasks(mut passages) => {
+            if detach {
+                passages
+                    .iter_mut()
+                    .for_each(|passage| passage.task.detach());
+            }
+            queue.extend(passages);
+        }
+        Message::Held(hashes) => queue.learn_held(hashes),
+        Message::Written { seq, freed } => queue.written(seq, &freed),
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod failure;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub(super) use self::failure::Verdict;
 use super::report::Report;
 use super::{KeyHasher, Origin, Passage, Rule};
 use crate::backoff::Backoff;
-use crate::outbox::{Field, Position};
+use crate::outbox::{Field, Position, Task};
 use crate::pg::{Moment, Timestamp};
 use crate::sink::Cause;
 
@@ -30,10 +30,10 @@ enum Order {
 }
 
 impl Order {
-    fn of(passage: &Passage) -> Order {
-        match passage.task.key() {
+    fn of(task: &Task) -> Order {
+        match task.key() {
             Some(key) => Order::Key(Bytes::copy_from_slice(key)),
-            None => Order::Alone(passage.task.position),
+            None => Order::Alone(task.position),
         }
     }
 }
@@ -124,6 +124,16 @@ impl LaneQueue {
         }
     }
 
+    /// Adds tasks behind all others, in order; see [`push`](LaneQueue::push).
+    pub(super) fn extend(&mut self, passages: Vec<Passage>) {
+        if self.held.is_empty() {
+            // All at once: each move of a task costs as much as a step of its way.
+            self.ready.extend(passages);
+        } else {
+            passages.into_iter().for_each(|passage| self.push(passage));
+        }
+    }
+
     /// Adds a task behind all others; or, if its key is held, to what is to be held.
     pub(super) fn push(&mut self, passage: Passage) {
         if !self.held.is_empty()
@@ -179,6 +189,16 @@ impl LaneQueue {
         self.wake(at.now);
         let mut batch: Vec<Passage> = Vec::with_capacity(max_tasks.min(self.ready.len()));
         let mut bytes = 0;
+        if self.waiting.is_empty() {
+            // Most often all go as they are: at once, then.
+            let going = self.ready.iter().take(max_tasks).take_while(|next| {
+                bytes += next.task.size();
+                bytes <= max_bytes && expired(next, at.wall).is_none()
+            });
+            let going = going.count();
+            batch.extend(self.ready.drain(..going));
+            bytes = batch.iter().map(|passage| passage.task.size()).sum();
+        }
         while let Some(next) = self.ready.front() {
             let size = next.task.size();
             let full = batch.len() >= max_tasks || bytes + size > max_bytes;
@@ -187,7 +207,7 @@ impl LaneQueue {
             }
             let waiting = match self.waiting.is_empty() {
                 true => None,
-                false => self.waiting.get_mut(&Order::of(next)),
+                false => self.waiting.get_mut(&Order::of(&next.task)),
             };
             let Some(mut passage) = self.ready.pop_front() else {
                 break;
@@ -231,11 +251,16 @@ impl LaneQueue {
     }
 
     /// The sink has a task of the batch in hand.
-    pub(super) fn delivered(&mut self, passage: &Passage) {
+    pub(super) fn delivered(&mut self, task: &Task, origin: Origin) {
         if !self.tried.is_empty() {
-            self.tried.remove(&Order::of(passage));
+            self.tried.remove(&Order::of(task));
         }
-        self.report.delivered(passage, self.with_ids);
+        self.report.delivered(task, origin, self.with_ids);
+    }
+
+    /// The hash of a key.
+    pub(super) fn hash_of(&self, key: &[u8]) -> u64 {
+        self.hasher.hash(key)
     }
 
     fn hash(&self, passage: &Passage) -> Option<u64> {
@@ -286,18 +311,31 @@ impl LaneQueue {
     /// Sends everything to the hold, because the sink is away. What came from there goes back, or stays, to try whether
     /// the sink is back.
     pub(super) fn spill(&mut self, why: &Cause, with_released: bool) {
+        self.spill_but(why, with_released, |_| false);
+        self.tried.clear();
+    }
+
+    /// Sends what is behind the batch in hand to the hold, because the sink does not answer: but not the tasks of the keys,
+    /// given by their hashes, that are in the batch. They come behind its tasks, wherever those go.
+    pub(super) fn spill_beside(&mut self, in_hand: &HashSet<u64>, why: &Cause) {
+        self.spill_but(why, false, |hash| {
+            hash.is_some_and(|hash| in_hand.contains(&hash))
+        });
+    }
+
+    fn spill_but(&mut self, why: &Cause, with_released: bool, stays: impl Fn(Option<u64>) -> bool) {
         self.spill_waiting();
         for passage in std::mem::take(&mut self.ready) {
             match passage.origin {
                 Origin::Hold { .. } if !with_released => self.ready.push_back(passage),
                 Origin::Hold { .. } => self.set_aside(passage, 0, Duration::ZERO, None),
+                Origin::Stream(_) if stays(self.hash(&passage)) => self.ready.push_back(passage),
                 Origin::Stream(_) => {
                     let attempts = self.attempts(&passage);
                     self.set_aside(passage, attempts, Duration::ZERO, Some(why.to_string()));
                 }
             }
         }
-        self.tried.clear();
         self.finish_batch();
     }
 

@@ -94,7 +94,7 @@ pub async fn read_checkpoint(db: &Client, slot: &str) -> Result<Option<Checkpoin
         .map_err(|e| Error::sql("read the checkpoint", e))
 }
 
-/// Writes the slot's checkpoint.
+/// Writes the slot's checkpoint. In one history it does not go back: a daemon that has just started knows of no position yet.
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then.
@@ -108,7 +108,9 @@ pub async fn write_checkpoint(
     db.execute_typed(
         "insert into aftercommit.checkpoint (slot, system_id, timeline, lsn) values ($1, $2, $3, $4)
          on conflict (slot) do update
-         set system_id = excluded.system_id, timeline = excluded.timeline, lsn = excluded.lsn,
+         set system_id = excluded.system_id, timeline = excluded.timeline,
+             lsn = case when (checkpoint.system_id, checkpoint.timeline) = (excluded.system_id, excluded.timeline)
+                        then greatest(checkpoint.lsn, excluded.lsn) else excluded.lsn end,
              updated_at = clock_timestamp()",
         &[
             (&slot, Type::TEXT),

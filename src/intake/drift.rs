@@ -47,7 +47,8 @@ pub(super) fn watch(intake: Intake, facts: Facts, mut warned: Warned) -> mpsc::R
             };
             match error.policy() {
                 Policy::Stop(_) => {
-                    error!(%error, "slot, publication or table have changed; stopping");
+                    // What comes of it, is said by who decides it.
+                    error!(%error, "slot, publication or table have changed");
                     let _ = seen.send(Seen::Drift(error)).await;
                     return;
                 }

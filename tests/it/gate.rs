@@ -27,7 +27,7 @@ async fn place_waiting_orders(server: &Postgres, first: usize, count: usize) -> 
         let client = server.client().await;
         customers.spawn(async move { client.batch_execute(&order(number)).await.is_ok() });
     }
-    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and application_name not like 'aftercommit%'";
     eventually(PATIENCE, "commits that wait for the standby", || {
         let waiting = server.psql(waiting) == count.to_string();
         async move { waiting.then_some(()) }

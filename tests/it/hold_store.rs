@@ -59,7 +59,7 @@ impl Store {
         db.commit().await.expect("a commit");
     }
 
-    async fn remove(&mut self, ids: &[i64]) -> Vec<(String, String)> {
+    pub(crate) async fn remove(&mut self, ids: &[i64]) -> Vec<(String, String)> {
         let db = self.db.transaction().await.expect("a transaction");
         let mut freed = hold::remove(&db, ids).await.expect("removed");
         db.commit().await.expect("a commit");
@@ -67,13 +67,13 @@ impl Store {
         freed
     }
 
-    async fn postpone(&mut self, rows: &[Postponed]) {
+    pub(crate) async fn postpone(&mut self, rows: &[Postponed]) {
         let db = self.db.transaction().await.expect("a transaction");
         hold::postpone(&db, rows).await.expect("postponed");
         db.commit().await.expect("a commit");
     }
 
-    async fn bury(&mut self, rows: &[(i64, bool)]) -> Vec<(String, String)> {
+    pub(crate) async fn bury(&mut self, rows: &[(i64, bool)]) -> Vec<(String, String)> {
         let rows: Vec<_> = rows
             .iter()
             .map(|(id, blocks)| (*id, 9, "gone".to_owned(), *blocks))
@@ -85,7 +85,7 @@ impl Store {
         freed
     }
 
-    async fn due(&self) -> Vec<Released> {
+    pub(crate) async fn due(&self) -> Vec<Released> {
         self.due_but(&[], &[]).await
     }
 
@@ -121,7 +121,7 @@ impl Store {
     }
 
     /// Everything that is due, until nothing is, and each removed at once.
-    async fn drain(&mut self) -> Vec<String> {
+    pub(crate) async fn drain(&mut self) -> Vec<String> {
         let mut drained = Vec::new();
         loop {
             let due = self.due().await;
@@ -165,7 +165,7 @@ pub(crate) fn park(number: u64, name: &str, key: Option<&str>) -> Park {
     }
 }
 
-fn postponed(hold_id: i64, due_in: Duration) -> Postponed {
+pub(crate) fn postponed(hold_id: i64, due_in: Duration) -> Postponed {
     Postponed {
         hold_id,
         due_in,
@@ -710,18 +710,25 @@ async fn a_checkpoint_is_read_as_it_was_written() {
     let mut store = Store::start().await;
     let read = async |db: &Client, slot| hold::read_checkpoint(db, slot).await.expect("an answer");
     assert_eq!(read(&store.look, SLOT).await, None);
-    for lsn in [5, 0xFFFF_FFFF_FFFF_FFFF, 3] {
-        let checkpoint = Checkpoint {
+    // It goes back in another history only.
+    for (timeline, lsn, kept) in [
+        (7, 5, 5),
+        (7, u64::MAX, u64::MAX),
+        (8, 3, 3),
+        (8, 0, 3),
+        (8, 4, 4),
+    ] {
+        let checkpoint = |lsn| Checkpoint {
             system_id: u64::MAX,
-            timeline: 7,
+            timeline,
             lsn: Lsn(lsn),
         };
         let db = store.db.transaction().await.expect("a transaction");
-        hold::write_checkpoint(&db, SLOT, &checkpoint)
+        hold::write_checkpoint(&db, SLOT, &checkpoint(lsn))
             .await
             .expect("written");
         db.commit().await.expect("a commit");
-        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint));
+        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint(kept)));
         assert_eq!(read(&store.look, "other").await, None);
     }
     store

@@ -86,8 +86,11 @@ impl Running {
             }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
             Err(error) => {
-                self.failed(&error.to_string(), "the hold table cannot be read")
-                    .await
+                self.failed(
+                    &hold::remedied(error).to_string(),
+                    "the hold table cannot be read",
+                )
+                .await
             }
         }
     }

@@ -4,10 +4,12 @@
 //! |---|---|---|
 //! | 1, 2, 3 | kill -9 of the daemon, at random and at named points; SIGTERM under load | [`kills`] |
 //! | 4, 5, 6, 7, 9 | the Postgres server: killed, stopped, hanging; its walsender terminated | [`server`] |
-//! | 10, 13 | the broker: killed; its answers lost | [`brokers`] |
+//! | 8, 10, 11, 13 | the broker: hanging, killed, away; its answers lost | [`brokers`] |
 //! | 12, 14 | the network: cut, slow, flapping | [`network`] |
+//! | 17, 27 | the slot: dropped, invalidated; a standby takes over, with the slot and without | [`lost`] |
 //! | 18, 20 | the catalog: publication, columns, what else one may do to a table | [`catalog`] |
-//! | 21, 23 | what the application writes: a million rows at once, poison | [`input`] |
+//! | 21, 22, 23 | what the application writes: a million rows at once, 100 MB in one row, poison | [`input`] |
+//! | 24 | one key that fails among a thousand | [`keys`] |
 //! | 26 | two daemons on one slot | [`roles`] |
 //! | 30, 31 | WAL of others, and a synchronous standby | [`wal`] |
 //!
@@ -28,6 +30,7 @@ mod exposure;
 mod input;
 mod keys;
 mod kills;
+mod lost;
 mod network;
 mod roles;
 mod server;

@@ -255,7 +255,8 @@ impl Trial {
 
     /// How far the slot is behind the end of the WAL, in bytes.
     pub(super) fn lag(&self) -> u64 {
-        let sql = "select greatest(0, pg_current_wal_lsn() - confirmed_flush_lsn)::int8 from pg_replication_slots";
+        let sql = "select greatest(0, pg_current_wal_lsn() - confirmed_flush_lsn)::int8
+            from pg_replication_slots where slot_type = 'logical'";
         self.exam.postgres.psql(sql).parse().expect("a number")
     }
 }
@@ -315,6 +316,11 @@ impl Life {
             peak,
             over,
         }
+    }
+
+    /// Where it is taken down.
+    pub(super) fn sheet(&self) -> &Sheet {
+        &self.sheet
     }
 
     /// SIGTERM; it has to end in order, and in time.

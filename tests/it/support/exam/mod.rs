@@ -283,8 +283,17 @@ retry = {{ backoff = "50ms..500ms" }}
 
     /// What the slot has confirmed.
     pub(crate) fn confirmed(&self) -> u64 {
-        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots";
+        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots where slot_type = 'logical'";
         self.postgres.psql(sql).parse().expect("a position")
+    }
+
+    /// Waits until nobody reads, or makes, the slot.
+    pub(crate) async fn wait_until_idle(&self) {
+        let busy = "select count(*) from pg_replication_slots where active";
+        eventually(PATIENCE, "the end of the walsender", || async {
+            (self.postgres.psql(busy) == "0").then_some(())
+        })
+        .await;
     }
 
     /// Waits until the server knows that the slot's reader is gone, and returns what is confirmed.
