@@ -224,6 +224,8 @@ impl Running {
 
     /// Writes work down and says so.
     async fn settle(&mut self, mut work: Work) -> Result<(), Gone> {
+        // All of it is given back, also what turns out to be void.
+        let parked = report::sizes(&work);
         self.unsaved |= work.settled > 0;
         let saves = self.unsaved && self.written_at.elapsed() >= CHECKPOINT_EVERY;
         let mut freed = Vec::new();
@@ -245,7 +247,7 @@ impl Running {
             self.next_look = Instant::now();
         }
         let written = Written {
-            parked: report::sizes(&work),
+            parked,
             freed,
             lanes: work.lanes,
             confirmation: work.confirmation,
@@ -307,10 +309,12 @@ impl Running {
     /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
     async fn not_ours(&mut self) -> Result<(), Gone> {
         tokio::select! {
-            changed = self.keeper.line.changed() => changed.map_err(|_| Gone),
-            () = tokio::time::sleep(LOST_SLOT) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
+            changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+            () = tokio::time::sleep(LOST_SLOT) => {}
+            () = self.keeper.news.closed() => return Err(Gone),
         }
+        self.line();
+        Ok(())
     }
 
     /// Something failed: the connection is given up; pauses.

@@ -461,3 +461,36 @@ async fn a_slot_of_somebody_else_is_left_alone() {
         "test_decoding"
     );
 }
+
+/// After a failover the slot may have the position of tasks that were put into the hold table, and the table not the tasks.
+/// In the outbox they are still there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_has_come_along_from_another_history_is_not_trusted() {
+    let exam = Exam::start();
+    let config = with_heal(&exam.config());
+    let mut daemon = Daemon::start(&config);
+    exam.insert(1);
+    exam.wait_for_pushed(1).await;
+    exam.nothing_left().await;
+    assert!(daemon.terminate().await.success());
+    exam.insert(3);
+    exam.postgres.psql(
+        "select pg_replication_slot_advance('aftercommit', pg_current_wal_lsn());
+         update aftercommit.checkpoint set timeline = timeline + 1",
+    );
+    let mut daemon = Daemon::start(&config);
+    exam.wait_for_pushed(4).await;
+    exam.nothing_left().await;
+    wait_until_healed(&mut daemon, &exam.postgres, 1).await;
+    assert_eq!(exam.different().await, 4);
+    let record = daemon
+        .wait_for_log("the healing", |record| says(record, HEALING))
+        .await;
+    assert!(
+        record["cause"]
+            .as_str()
+            .expect("words")
+            .contains("another timeline")
+    );
+    assert!(daemon.terminate().await.success());
+}

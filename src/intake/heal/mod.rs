@@ -60,6 +60,9 @@ pub(super) enum Cause {
     Interrupted,
     /// Nothing was ever settled, and the outbox has rows, which may be older than the slot.
     First,
+    /// It has come along from a server, or a history of it, that ended. It may stand further than what has come of our last
+    /// writes: of a standby that is not waited for, the slot may have the position, and the hold table not the tasks.
+    Moved,
 }
 
 impl Cause {
@@ -71,6 +74,9 @@ impl Cause {
             }
             Cause::First => {
                 "the first start, and the outbox has rows, which may be older than the slot"
+            }
+            Cause::Moved => {
+                "another server, or another timeline: the slot may stand further than what has come along of our last writes"
             }
         }
     }
@@ -141,8 +147,11 @@ async fn look(
         Standing::Heal(Cause::Interrupted)
     } else if !lost.is_empty() || history.lost {
         Standing::Heal(Cause::Lost)
-    } else if hold::read_checkpoint(sql, &intake.slot).await?.is_some() {
-        Standing::Sound
+    } else if let Some(checkpoint) = hold::read_checkpoint(sql, &intake.slot).await? {
+        match is_of_this_history(sql, &checkpoint).await? {
+            true => Standing::Sound,
+            false => Standing::Heal(Cause::Moved),
+        }
     } else if has_rows(sql, intake.columns.table()).await? {
         Standing::Heal(Cause::First)
     } else {
@@ -189,6 +198,24 @@ async fn is_marked(
         info!(slot = %intake.slot, "{HEALED}");
     }
     Ok(!settled)
+}
+
+/// Whether a checkpoint was written on this server, on its present timeline.
+async fn is_of_this_history(sql: &Client, checkpoint: &Checkpoint) -> Result<bool, Error> {
+    let here = sql
+        .query_typed_one(
+            "select (select system_identifier::text from pg_control_system()),
+                    left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)",
+            &[],
+        )
+        .await;
+    let read =
+        |row: tokio_postgres::Row| Ok((row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?));
+    let (system_id, timeline) = here
+        .and_then(read)
+        .map_err(|e| Error::sql("ask for system and timeline", e))?;
+    Ok(system_id.parse() == Ok(checkpoint.system_id)
+        && u32::from_str_radix(&timeline, 16) == Ok(checkpoint.timeline))
 }
 
 fn unfinished(intake: &Intake, since: &str) -> Error {
