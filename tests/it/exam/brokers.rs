@@ -230,8 +230,9 @@ async fn lost_answers(sheet: Sheet) {
             (written > trial.exam.pushed().await + 100).then_some(())
         })
         .await;
-        proxy.reset();
         unanswered += trial.deliveries().await.len() - before;
+        // At once, or the next connection's answers are lost too.
+        proxy.reset();
         proxy.pass();
         trial.recovery(Instant::now(), BROKER_BACK).await;
     }
