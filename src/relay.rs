@@ -227,15 +227,17 @@ impl Relay {
     /// Waits for the next thing to do, by priority.
     async fn select(&mut self) -> Wake {
         let room = self.watermark.outstanding() + self.gatehouse.tasks() < self.max_tasks
-            && self.ledger.has_room()
             && (self.gatehouse.items() as u64) < self.max_tasks.saturating_mul(WAITING_ITEMS)
             && self.watermark.transactions() < TRANSACTIONS;
         let deadline = self.phase.deadline();
         let is_told = self
             .session
             .is_none_or(|session| session.generation == self.told);
-        let take =
-            room && is_told && !self.intake_halted && (deadline.is_none() || self.is_completing());
+        let take = room
+            && self.ledger.has_room()
+            && is_told
+            && !self.intake_halted
+            && (deadline.is_none() || self.is_completing());
         let strained = self
             .strain
             .look(room && self.channels.memory.has_room(), deadline.is_some());

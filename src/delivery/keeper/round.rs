@@ -16,9 +16,6 @@ use crate::intake::Session;
 use crate::outbox::TableName;
 use crate::replication::{Error, Place, Policy};
 
-/// Rows that one statement deletes.
-const DELETE_ROWS: usize = 5_000;
-
 impl Running {
     /// Writes one round; says of which keys nothing is held any more.
     pub(super) async fn round(
@@ -69,9 +66,7 @@ async fn write(
     if let Some(column) = delete_by {
         let held = work.parks.iter().map(|park| park.task.id());
         let ids: Vec<&str> = work.delivered.iter().chain(held).collect();
-        for ids in ids.chunks(DELETE_ROWS) {
-            hold::delete_settled(&transaction, table, column, ids).await?;
-        }
+        hold::delete_settled(&transaction, table, column, &ids).await?;
     }
     // Of another generation it is no position here.
     if session.generation == work.confirmation.generation {
