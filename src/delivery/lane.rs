@@ -156,11 +156,6 @@ impl Running {
         let answer = self.deliver(&tasks).await;
         failpoint::reach(Point::Acknowledged);
         let passages = tasks.into_iter().zip(tags);
-        let passages = passages.map(|(task, (origin, route))| Passage {
-            task,
-            origin,
-            route,
-        });
         match answer {
             Ok(outcomes) => {
                 assert_eq!(
@@ -169,13 +164,18 @@ impl Running {
                     "a sink answers for each task of a batch"
                 );
                 self.is_back();
-                for (passage, outcome) in passages.zip(outcomes) {
-                    self.outcome(passage, outcome);
+                for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
+                    match outcome {
+                        Outcome::Delivered => self.queue.delivered(&task, origin),
+                        outcome => self.outcome(Passage::new(task, origin, route), outcome),
+                    }
                 }
                 self.queue.finish_batch();
             }
             Err(Outage(cause)) => {
-                self.queue.give_back(passages.collect());
+                let batch =
+                    passages.map(|(task, (origin, route))| Passage::new(task, origin, route));
+                self.queue.give_back(batch.collect());
                 self.is_away(cause);
             }
         }
@@ -183,7 +183,7 @@ impl Running {
 
     fn outcome(&mut self, passage: Passage, outcome: Outcome) {
         let cause = match &outcome {
-            Outcome::Delivered => return self.queue.delivered(&passage),
+            Outcome::Delivered => return self.queue.delivered(&passage.task, passage.origin),
             Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause) => {
                 cause.clone()
             }
@@ -284,13 +284,13 @@ fn take_in(
 
 fn hear(queue: &mut LaneQueue, message: Message, detach: bool) {
     match message {
-        Message::Tasks(passages) => {
-            for mut passage in passages {
-                if detach {
-                    passage.task.detach();
-                }
-                queue.push(passage);
+        Message::Tasks(mut passages) => {
+            if detach {
+                passages
+                    .iter_mut()
+                    .for_each(|passage| passage.task.detach());
             }
+            queue.extend(passages);
         }
         Message::Held(hashes) => queue.learn_held(hashes),
         Message::Written { seq, freed } => queue.written(seq, &freed),

@@ -25,7 +25,7 @@ pub async fn healing_since(db: &Client, slot: &str) -> Result<Option<String>, Er
     .map_err(|e| Error::sql("look whether the slot is being healed", e))
 }
 
-/// Sets the mark. What the row says of a position stays; where there is no row, nothing has been settled.
+/// Sets the mark. A position of this history stays; where there is none, or one of another history, it is zero.
 ///
 /// # Errors
 /// Those of the server.
@@ -43,7 +43,10 @@ pub async fn begin_healing(
         "with durable as materialized (select set_config('synchronous_commit', 'local', true)) \
          insert into aftercommit.checkpoint (slot, system_id, timeline, lsn, healing) \
          select $1, $2, $3, '0/0', clock_timestamp() from durable \
-         on conflict (slot) do update set healing = excluded.healing",
+         on conflict (slot) do update set healing = excluded.healing, system_id = excluded.system_id, \
+           timeline = excluded.timeline, \
+           lsn = case when (checkpoint.system_id, checkpoint.timeline) = (excluded.system_id, excluded.timeline) \
+                      then checkpoint.lsn else '0/0' end",
         &[
             (&slot, Type::TEXT),
             (&system_id, Type::TEXT),

@@ -13,7 +13,6 @@
 
 mod due;
 mod healing;
-mod locked;
 mod remedy;
 mod settle;
 mod store;
@@ -24,10 +23,10 @@ use std::time::Duration;
 
 pub use due::{Batch, Due, due, held_keys, held_positions, mend, next_due};
 pub use healing::{begin_healing, end_healing, healing_since, mark_known, note_beginning};
-pub use locked::delete_unlocked;
 pub use remedy::remedied;
 pub use settle::{
-    Checkpoint, correct_checkpoint, delete_settled, read_checkpoint, write_checkpoint,
+    Checkpoint, correct_checkpoint, delete_settled, delete_unlocked, read_checkpoint,
+    write_checkpoint,
 };
 pub use store::{bury, park, postpone, remove};
 

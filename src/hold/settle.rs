@@ -1,9 +1,10 @@
 //! What a settled row leaves behind: no row in the outbox, and a checkpoint.
 
-use tokio_postgres::types::{PgLsn, Type};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Error as SqlError, Transaction};
 
-use super::wire::{array_of, to_pg_lsn};
+use super::wire::{AsWritten, array_of, to_pg_lsn};
 use crate::outbox::TableName;
 use crate::pg::Lsn;
 use crate::replication::Error;
@@ -21,14 +22,14 @@ pub struct Checkpoint {
 
 /// Rows that one statement deletes. The more there are, the fewer pages of a large index each of them costs; and the pages of
 /// so many rows fit into the memory that a server gives a scan.
-pub(super) const DELETE_ROWS: usize = 1 << 14;
+const DELETE_ROWS: usize = 1 << 14;
 
 /// For many ids that lie anywhere, looking all of them up first and then going through the table's pages in their order
 /// costs two thirds of going back and forth. The planner does not know, since it takes every page for a read from disk: it
 /// would even rather read the whole table for some hundred ids, ten times slower.
 ///
-/// And a lock that somebody else keeps on a row is not waited for: all that is settled, and all that is held, would wait too.
-const LIMITS: &str = "set local enable_seqscan = off; set local enable_indexscan = off; set local lock_timeout = '250ms'";
+/// A lock that somebody else keeps on a row is not waited for: all that is settled, and all that is held, would wait too.
+const BY_PAGES: &str = "set local enable_seqscan = off; set local enable_indexscan = off; set local lock_timeout = '250ms'";
 
 /// Deletes settled rows by their ids, as the stream has written them, and says how many there were.
 ///
@@ -37,7 +38,7 @@ const LIMITS: &str = "set local enable_seqscan = off; set local enable_indexscan
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then. 55P03 (lock_not_available) where another session keeps a
-/// lock on one of the rows, or on the table: see [`delete_unlocked`](super::delete_unlocked).
+/// lock on one of the rows, or on the table: see [`delete_unlocked`].
 pub async fn delete_settled(
     db: &Transaction<'_>,
     table: &TableName,
@@ -49,7 +50,7 @@ pub async fn delete_settled(
     }
     let delete = async {
         let statement = delete_statement(table, id_column);
-        let ((), statement) = tokio::try_join!(db.batch_execute(LIMITS), db.prepare(&statement))?;
+        let ((), statement) = tokio::try_join!(db.batch_execute(BY_PAGES), db.prepare(&statement))?;
         let of = statement.params().first().unwrap_or(&Type::UNKNOWN);
         let mut deleted = 0;
         for ids in ids.chunks(DELETE_ROWS) {
@@ -63,7 +64,80 @@ pub async fn delete_settled(
         .map_err(|e| Error::sql("delete settled rows", e))
 }
 
-pub(super) fn delete_statement(table: &TableName, id_column: &str) -> String {
+/// A locked row is looked for by halves: each attempt waits so long for locks, and there are so many attempts in vain.
+const SHORT_LIMITS: &str = "set local enable_seqscan = off; set local lock_timeout = '20ms'";
+const IN_VAIN: usize = 24;
+
+/// As [`delete_settled`], where some of the rows are locked, or the table is: returns the ids of rows that could not be
+/// deleted now, or were not tried any more.
+///
+/// Without `for update skip locked`, which would ask for the right to update the application's table.
+///
+/// # Errors
+/// Those of the server; the transaction is of no more use then.
+pub async fn delete_unlocked(
+    db: &mut Transaction<'_>,
+    table: &TableName,
+    id_column: &str,
+    ids: &[&str],
+) -> Result<Vec<String>, Error> {
+    let owned = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let table_lock = format!("lock table {} in row exclusive mode nowait", table.to_sql());
+    if !is_unlocked(db, &table_lock, None).await? {
+        return Ok(owned(ids));
+    }
+    let statement = delete_statement(table, id_column);
+    let (mut parts, mut left, mut in_vain) = (vec![ids], Vec::new(), 0);
+    while let Some(part) = parts.pop() {
+        if in_vain >= IN_VAIN {
+            left.append(&mut owned(part));
+            continue;
+        }
+        if part.is_empty() || is_unlocked(db, &statement, Some(part)).await? {
+            continue;
+        }
+        in_vain += 1;
+        match part.split_at(part.len() / 2) {
+            ([], one) => left.append(&mut owned(one)),
+            (first, second) => parts.extend([second, first]),
+        }
+    }
+    Ok(left)
+}
+
+/// Executes a statement, on ids where there are any; false when another session's lock is in the way. Then nothing has
+/// happened.
+async fn is_unlocked(
+    db: &mut Transaction<'_>,
+    statement: &str,
+    ids: Option<&[&str]>,
+) -> Result<bool, Error> {
+    let failed = |error| Error::sql("delete settled rows", error);
+    let attempt = db.transaction().await.map_err(failed)?;
+    let made = match ids {
+        None => attempt.batch_execute(statement).await,
+        Some(ids) => {
+            let ids = AsWritten(ids);
+            let params: [(&(dyn ToSql + Sync), Type); 1] = [(&ids, Type::UNKNOWN)];
+            tokio::try_join!(
+                attempt.batch_execute(SHORT_LIMITS),
+                attempt.execute_typed(statement, &params)
+            )
+            .map(|_| ())
+        }
+    };
+    match made {
+        Ok(()) => attempt.commit().await.map_err(failed)?,
+        Err(error) if error.code() == Some(&SqlState::LOCK_NOT_AVAILABLE) => {
+            attempt.rollback().await.map_err(failed)?;
+            return Ok(false);
+        }
+        Err(error) => return Err(failed(error)),
+    }
+    Ok(true)
+}
+
+fn delete_statement(table: &TableName, id_column: &str) -> String {
     let column = postgres_protocol::escape::escape_identifier(id_column);
     format!("delete from {} where {column} = any ($1)", table.to_sql())
 }

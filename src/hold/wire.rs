@@ -65,7 +65,7 @@ where
 
 /// Texts as an array of whatever type the server finds there: sent as text, and read by that type's own input.
 #[derive(Debug)]
-struct AsWritten<'a>(&'a [&'a str]);
+pub(super) struct AsWritten<'a>(pub(super) &'a [&'a str]);
 
 impl ToSql for AsWritten<'_> {
     fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Failure> {

@@ -493,4 +493,17 @@ async fn a_slot_that_has_come_along_from_another_history_is_not_trusted() {
             .contains("another timeline")
     );
     assert!(daemon.terminate().await.success());
+
+    // Also with nothing to write down: what is healed belongs to this history.
+    exam.postgres
+        .psql("update aftercommit.checkpoint set timeline = timeline + 1");
+    for healings in [1, 0] {
+        let mut daemon = Daemon::start(&config);
+        daemon
+            .wait_for_log("the stream", |record| says(record, "streaming"))
+            .await;
+        wait_until_healed(&mut daemon, &exam.postgres, healings).await;
+        assert_eq!(count(&daemon, HEALING), healings, "{}", daemon.tail());
+        assert!(daemon.terminate().await.success());
+    }
 }

@@ -75,12 +75,15 @@ impl Running {
             let ids: Vec<&str> = work.delivered.iter().chain(held).collect();
             let table = &keeper.table;
             let again: Vec<&str> = again.iter().map(String::as_str).collect();
-            if passes_over {
-                let ids = [ids, again].concat();
-                let locked = hold::delete_unlocked(&mut transaction, table, column, &ids).await?;
-                left.extend(locked);
-            } else {
-                hold::delete_settled(&transaction, table, column, &ids).await?;
+            for ids in [ids, again] {
+                match passes_over {
+                    true => left.append(
+                        &mut hold::delete_unlocked(&mut transaction, table, column, &ids).await?,
+                    ),
+                    false => {
+                        hold::delete_settled(&transaction, table, column, &ids).await?;
+                    }
+                }
             }
         }
         // Of another generation it is no position here; and what is still in the outbox counts as not settled.
