@@ -213,7 +213,7 @@ async fn an_open_transaction_keeps_its_partition() {
     assert!(site.has("until_now"));
 
     // One inserts by its own now(), and is prepared; the other one ends.
-    let insert = "insert into aftercommit.outbox (task) values ('t') returning id::text, tableoid::regclass::text";
+    let insert = "insert into aftercommit.outbox (task, created_at) values ('t', now()) returning id::text, tableoid::regclass::text";
     let row = other
         .query_one(insert, &[])
         .await
