@@ -1,6 +1,7 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
 pub mod celery;
+pub mod marks;
 pub mod null;
 pub mod stdout;
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use self::marks::Marked;
 use crate::outbox::Task;
 
 /// Why something was not delivered, in words for the log and the operator. Never holds a payload or a secret.
@@ -72,6 +74,15 @@ pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>
 pub trait Sink: Send {
     /// Hands a batch over, in order, and waits for the broker's confirmation.
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a>;
+
+    /// As [`deliver`](Sink::deliver), with a mark for each task. A sink that can store marks in one atomic step with what
+    /// they are about does not apply a task again whose mark is there: it answers `Delivered` without sending it. This
+    /// holds through outages, lost answers and crashes, as long as the place keeps what it has; how far it goes stands at
+    /// the head of such a sink's file.
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], marked: Marked<'a>) -> Delivery<'a> {
+        debug_assert_eq!(batch.len(), marked.marks.len(), "a mark for each task");
+        self.deliver(batch)
+    }
 }
 
 /// `[sink.<type>.<name>]`: the only list of sink types.

@@ -1,0 +1,109 @@
+//! Pure: marks, by which a sink knows what its place has already.
+//!
+//! A broker that can store a note in the same atomic step as the messages makes each task arrive once: the note says which
+//! tasks these messages are, and what is noted is not sent again, be it that an answer was lost, or that we or Postgres
+//! have died before it was written down that they were delivered.
+//!
+//! A note ([`encoding`]) lists exactly the tasks that it is about, never "all up to here": what has taken another way (it is
+//! held, scheduled, rejected, tried again, routed elsewhere, in another lane) is in no note, and so cannot be taken for
+//! applied. A task is named by its place, which is its [`Position`] or its row in the hold table, and by a hash of its id:
+//! places mean something only in one history of one server ([`Scope`]), and where a history was replaced behind our back
+//! (a disk that was set back to an older state), the hash tells.
+//!
+//! Notes that cannot be read, that are gone, or that belong to another scope mean that a task may come a second time. They
+//! never mean that one is lost.
+
+pub mod encoding;
+pub mod memory;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use memory::{Memory, Named};
+
+use crate::outbox::{Position, TableName};
+use crate::pg::Lsn;
+
+/// Where a task comes from, and so what names it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Mark {
+    /// From the stream: its position.
+    Stream(Position),
+    /// From the hold table: its row.
+    Held(i64),
+}
+
+/// Where marks mean something: one history of one server, as it comes to one lane of one sink.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scope {
+    /// Names the history, and the lane.
+    name: Arc<str>,
+    /// Changes whenever tasks that were handed over may be handed over again without an outage between. The notes are
+    /// read again then.
+    pub generation: u64,
+}
+
+/// The history that positions belong to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct History<'a> {
+    /// The server's system identifier.
+    pub system_id: u64,
+    /// Its timeline.
+    pub timeline: u32,
+    /// The slot.
+    pub slot: &'a str,
+    /// The outbox: rows of others are not counted in a [`Position`].
+    pub table: &'a TableName,
+}
+
+impl Scope {
+    /// The scope of a sink's lane, in a history.
+    pub fn new(history: &History<'_>, sink: &str, lane: usize, generation: u64) -> Scope {
+        let History {
+            system_id,
+            timeline,
+            slot,
+            table,
+        } = history;
+        Scope {
+            name: format!(
+                "{system_id}:{timeline}:{slot}:{}:{sink:?}:{lane}",
+                table.to_sql()
+            )
+            .into(),
+            generation,
+        }
+    }
+}
+
+/// The name; the same after a restart.
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// What will never be asked for again, so that its notes can go.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Settled {
+    /// The server sends nothing again that was committed below, not even after a crash.
+    pub below: Lsn,
+    /// What was reported in this turn and before is written down.
+    pub turn: u64,
+}
+
+/// The marks of a batch.
+#[derive(Clone, Copy, Debug)]
+pub struct Marked<'a> {
+    /// Where they mean something.
+    pub scope: &'a Scope,
+    /// One for each task.
+    pub marks: &'a [Mark],
+    /// The turn in which it is reported what became of the batch.
+    pub turn: u64,
+    /// What can be forgotten.
+    pub settled: Settled,
+}
+
+#[cfg(test)]
+mod tests;
