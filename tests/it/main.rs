@@ -14,6 +14,7 @@ mod hold_histories;
 mod hold_store;
 mod init;
 mod kills;
+mod ledger;
 mod lifecycle;
 mod memory;
 mod preflight;
