@@ -1,6 +1,6 @@
 //! How a note lists its tasks: a few bytes for each, less where several come from one transaction.
 //!
-//! A note is a sequence of lists, put one after the other by whoever stores them; each begins with [`RESET`]. Numbers are
+//! A note is a sequence of lists, put one after the other by whoever stores them; each begins with a zero. Numbers are
 //! in groups of seven bits, the lowest first; differences to the number before are folded to be positive.
 
 use crate::outbox::Position;
