@@ -17,6 +17,11 @@ impl Backoff {
         Backoff { range, attempts: 0 }
     }
 
+    /// As after so many attempts.
+    pub fn resume(range: BackoffRange, attempts: u32) -> Backoff {
+        Backoff { range, attempts }
+    }
+
     /// Counts an attempt and says how long to wait before the next. `random` is in `0.0..1.0`; it spreads the pause
     /// between half and the whole of its nominal length, so that many do not come back at once.
     pub fn next(&mut self, random: f64) -> Duration {

@@ -16,8 +16,8 @@
 //! | 9 | [`config`] | From the text of the configuration to checked structs, which stand beside what they configure. |
 //! | 8 | [`supervisor`] | Starts the threads and the parts; hears the signals. |
 //! | 7 | [`relay`] | The loop in the middle: what was read goes to the gate and to the lanes, what was settled comes back. |
+//! | 6 | [`delivery`] | Lanes, the ordered queues in front of the sinks; the keeper, who writes down what is settled or held. |
 //! | 5 | [`intake`] | The reader's thread: connects, checks, reads, decodes, confirms; and connects again for ever. |
-//! | 5 | [`delivery`] | Lanes, the ordered queues in front of the sinks; retries in place. |
 //! | 4 | [`sink`] | The destinations: the contract, and one room for each. |
 //! | 4 | [`preflight`] | Is the server as we need it? Each finding has its remedy, as SQL. |
 //! | 3 | [`control`] | What `init` makes on the server: table, function, roles, publication, slot. |
@@ -48,9 +48,11 @@
 //! 4. [`watermark::Watermark`] opens the task, [`route::Router`] finds its sink, and its key finds its lane.
 //! 5. [`delivery::Lane`] hands batches to its [`sink::Sink`]. There the task is copied for the first time and only once,
 //!    into the broker's message ([`envelope::celery`], [`envelope::kombu`]); JSON is spliced, not parsed into values.
-//! 6. For each task the sink answers with an [`sink::Outcome`], once the broker has confirmed it. What is delivered is
-//!    settled in the watermark; what is to be retried waits in the lane, with all later tasks of its key.
-//! 7. The watermark's position goes back to the intake, which confirms it to the server in the next standby status update.
+//! 6. For each task the sink answers with an [`sink::Outcome`], once the broker has confirmed it. What is to be retried
+//!    waits in the lane, with all later tasks of its key, and then in the [`hold`] table; what is rejected goes there as dead.
+//! 7. [`delivery::Keeper`] writes all that down in one transaction: settled rows leave the outbox, tasks enter and leave the
+//!    hold, the checkpoint moves. What is in the hold is settled like what is delivered. And it brings back what is due.
+//! 8. The watermark's position goes back to the intake, which confirms it to the server in the next standby status update.
 //!    The slot moves, and the WAL below is the server's to remove.
 //!
 //! One direction: nothing upstream knows what is downstream, and a sink never sees the slot.
@@ -65,14 +67,15 @@
 //!   long that takes. What waits there when a session ends is dropped, and comes again.
 //! - **Never lost.** Only the [`watermark`] makes a [`pg::ConfirmedLsn`]: the end of the longest prefix of commits in which
 //!   all is settled, or a keepalive's position when nothing is outstanding. The intake confirms no more than its session
-//!   has received. What cannot be decoded, or has no route, or can never be delivered, stops the daemon: it is not skipped.
+//!   has received. What cannot be decoded stops the daemon: it is not skipped. What has no route, or can never be
+//!   delivered, is kept in the hold table.
 //! - **Few repeats, marked.** A task goes out under its row's id, whenever it does. The watermark outlives connections and
 //!   knows what the server sends again ([`watermark::Watermark::begin`]); a graceful stop drains ([`relay`]). A crash
 //!   repeats at most what was not yet confirmed.
-//! - **Ordered per key.** The relay gives one key one lane; [`delivery::queue`] holds the later tasks of a key back while
-//!   an earlier one is not delivered, and nothing else.
+//! - **Ordered per key.** The relay gives one key one lane; the lane holds the later tasks of a key back while an
+//!   earlier one is not delivered, and nothing else. Once one is in the hold table, they follow it there, until it is gone.
 //! - **One failing part is alone.** Sinks have lanes of their own; the status timer has its thread; a broken destination
-//!   burns no task's attempts ([`sink::Outage`]).
+//!   burns no task's attempts ([`sink::Outage`]), and before it takes the others' room its tasks spill to the hold table.
 //! - **Bounded.** [`relay::Budget`] counts tasks and bytes from the socket to the broker; without room, nothing is read.
 //!   Channels are bounded, frames are capped before memory is reserved ([`replication::stream`]), and a task that waits
 //!   lets go of the buffer that it came in ([`outbox::Task::detach`]).
@@ -83,7 +86,6 @@
 //! - **Nothing private is shown.** Payloads and secrets are in no log and no `Debug`: [`outbox::Task`] shows its id and
 //!   place, [`config`] masks what it quotes, causes are words ([`sink::Cause`]).
 //!
-//! Where there is no hold table yet, a stalled sink holds the slot back, and settled rows stay in the outbox.
 
 pub mod backoff;
 pub mod cli;

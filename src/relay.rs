@@ -5,8 +5,15 @@
 //! goes to the intake, which confirms it.
 
 mod gatehouse;
+mod ledger;
 mod outgoing;
 mod phase;
+mod reports;
+mod strain;
+mod timing;
+
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -14,16 +21,18 @@ use tracing::{info, warn};
 
 pub use self::gatehouse::Gate;
 use self::gatehouse::{Gatehouse, size};
+use self::ledger::Ledger;
 use self::outgoing::Outgoing;
 pub use self::outgoing::SinkLanes;
 pub use self::phase::End;
 use self::phase::Phase;
-use crate::delivery::{Passage, Report};
+use self::strain::Strain;
+use crate::delivery::{KeyHasher, News as Kept, Report, Wishes, Work};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
-use crate::intake::{Batch, Confirmation, Item, Line, Order, Session};
-use crate::outbox::Task;
+use crate::intake::{Batch, Item, Line, Order, Session};
 use crate::outbox::assembler::Event;
+use crate::outbox::{Position, Task};
 use crate::pg::Lsn;
 use crate::replication::Stop;
 use crate::route::Router;
@@ -46,12 +55,18 @@ pub struct Channels {
     pub batches: mpsc::Receiver<Batch>,
     /// From the intake: how it stands.
     pub line: watch::Receiver<Line>,
-    /// To the intake: what may be confirmed.
-    pub confirmed: watch::Sender<Confirmation>,
     /// To the intake: what to do.
     pub orders: watch::Sender<Order>,
     /// From the lanes.
     pub reports: mpsc::Receiver<Report>,
+    /// To the lanes: whether what waits is to go to the hold.
+    pub strain: watch::Sender<bool>,
+    /// To the keeper: what is to be written down. It has one piece of work at a time.
+    pub work: mpsc::Sender<Work>,
+    /// To the keeper: what else is wanted.
+    pub wishes: watch::Sender<Wishes>,
+    /// From the keeper: what is written down, held, or due.
+    pub kept: mpsc::Receiver<Kept>,
     /// Signals to stop: 1 is SIGTERM or SIGINT, 2 a second one.
     pub signals: watch::Receiver<u8>,
 }
@@ -63,6 +78,15 @@ pub struct Budget {
     pub tasks: u64,
     /// Bytes of tasks.
     pub bytes: usize,
+}
+
+/// Where tasks go.
+#[derive(Clone, Debug)]
+pub struct Routes {
+    /// Finds a task's route.
+    pub router: Router,
+    /// By route: its pattern, and the index of its sink.
+    pub ways: Vec<(Arc<str>, usize)>,
 }
 
 /// The transaction whose events are coming through.
@@ -81,13 +105,13 @@ enum Passing {
 
 /// The relay.
 pub struct Relay {
-    router: Router,
-    /// By route: index of its sink.
-    sink_of_route: Vec<usize>,
+    routes: Routes,
     outgoing: Outgoing,
     gatehouse: Gatehouse,
     budget: Budget,
     channels: Channels,
+    ledger: Ledger,
+    strain: Strain,
 
     watermark: Watermark,
     passing: Passing,
@@ -95,12 +119,16 @@ pub struct Relay {
     session: Option<Session>,
     /// The intake has ended, and said why.
     intake_halted: bool,
-    /// A lane does not take what it is sent.
-    lane_died: bool,
-    /// Bytes of the tasks that are waiting or in a lane.
+    /// The keeper does not take what it is given.
+    keeper_died: bool,
+    /// The generation for which it is known what is held.
+    told: u64,
+    /// Rows that the server may send again, and that are held already.
+    held: HashSet<Position>,
+    /// Bytes of the tasks that are waiting, in a lane, or on their way to the hold.
     bytes: usize,
-    /// Tasks that were rejected; they stay unsettled.
-    rejected: u64,
+    /// Tasks from the hold that are in a lane.
+    released: usize,
     delivered: u64,
 }
 
@@ -108,38 +136,43 @@ enum Wake {
     Signal(u8),
     Deadline,
     Report(Report),
+    Kept(Kept),
+    Strained,
     News(News),
     Line,
     IntakeGone,
     Batch(Batch),
-    LanesGone,
+    PartGone,
 }
 
 impl Relay {
     /// A relay at rest. `gate` is `None` where neither visibility nor replicas are asked for.
     pub fn new(
-        router: Router,
-        sink_of_route: Vec<usize>,
+        routes: Routes,
         sinks: Vec<SinkLanes>,
+        hasher: KeyHasher,
         gate: Option<Gate>,
         budget: Budget,
         channels: Channels,
     ) -> Relay {
         Relay {
-            router,
-            sink_of_route,
-            outgoing: Outgoing::new(sinks),
+            routes,
+            outgoing: Outgoing::new(sinks, hasher),
             gatehouse: Gatehouse::new(gate),
             budget,
+            ledger: Ledger::new(channels.work.clone()),
+            strain: Strain::default(),
             channels,
             watermark: Watermark::default(),
             passing: Passing::Between,
             phase: Phase::Running,
             session: None,
             intake_halted: false,
-            lane_died: false,
+            keeper_died: false,
+            told: 0,
+            held: HashSet::new(),
             bytes: 0,
-            rejected: 0,
+            released: 0,
             delivered: 0,
         }
     }
@@ -164,23 +197,25 @@ impl Relay {
                     break self.phase.take_end();
                 }
                 Wake::Report(report) => self.report(report),
+                Wake::Kept(kept) => self.kept(kept),
+                Wake::Strained => {}
                 Wake::News(News::Cleared(clearance)) => self.cleared(clearance),
                 Wake::News(News::ServerLeaving) => {
                     self.channels.orders.send_replace(Order::Leave);
                 }
                 Wake::Line => self.line(),
                 Wake::Batch(batch) => self.batch(batch),
-                Wake::IntakeGone | Wake::LanesGone => break End::part_died(),
+                Wake::IntakeGone | Wake::PartGone => break End::part_died(),
             }
-            if self.lane_died {
+            self.hand_over();
+            if self.keeper_died || self.outgoing.lane_died() {
                 break End::part_died();
             }
-            self.publish();
             if self.drained() {
                 break self.phase.take_end();
             }
         };
-        info!(delivered = self.delivered, confirmed = %self.watermark.confirmed().lsn(), "stopping");
+        info!(delivered = self.delivered, confirmed = %self.ledger.written().lsn.lsn(), "stopping");
         self.channels.orders.send_replace(Order::Finish);
         // Until the intake has closed: it may be handing over what nobody will take.
         while self.channels.batches.recv().await.is_some() {}
@@ -191,10 +226,20 @@ impl Relay {
     async fn select(&mut self) -> Wake {
         let room = self.watermark.outstanding() + self.gatehouse.tasks() < self.budget.tasks
             && self.bytes < self.budget.bytes
+            && self.ledger.has_room()
             && (self.gatehouse.items() as u64) < self.budget.tasks.saturating_mul(WAITING_ITEMS)
             && self.watermark.transactions() < TRANSACTIONS;
         let deadline = self.phase.deadline();
-        let take = room && !self.intake_halted && (deadline.is_none() || self.is_completing());
+        let is_told = self
+            .session
+            .is_none_or(|session| session.generation == self.told);
+        let take =
+            room && is_told && !self.intake_halted && (deadline.is_none() || self.is_completing());
+        let strained = self.strain.look(room, deadline.is_some());
+        self.channels
+            .strain
+            .send_if_modified(|known| std::mem::replace(known, strained) != strained);
+        let strain_at = self.strain.due();
         tokio::select! {
             biased;
             // 1. A change of phase.
@@ -205,7 +250,9 @@ impl Relay {
                 Err(_) => Wake::IntakeGone,
             },
             // 2. Outcomes.
-            report = self.channels.reports.recv() => report.map_or(Wake::LanesGone, Wake::Report),
+            report = self.channels.reports.recv() => report.map_or(Wake::PartGone, Wake::Report),
+            kept = self.channels.kept.recv() => kept.map_or(Wake::PartGone, Wake::Kept),
+            () = sleep_until(strain_at), if strain_at.is_some() => Wake::Strained,
             // 3. The gate.
             Some(news) = self.gatehouse.news() => Wake::News(news),
             // 4. Intake, only with budget in hand. That it has ended, the line tells.
@@ -247,18 +294,13 @@ impl Relay {
                 self.pass(item);
             }
         }
-        self.send_off();
+        self.outgoing.send_off();
     }
 
     fn begin_session(&mut self, session: Session) {
-        let before = self.channels.confirmed.borrow().generation;
-        if before != session.generation {
+        if self.ledger.generation() != session.generation {
             self.watermark.reset();
-            self.rejected = 0;
-            self.channels.confirmed.send_replace(Confirmation {
-                generation: session.generation,
-                lsn: self.watermark.confirmed(),
-            });
+            self.bytes -= self.ledger.begin(session, self.watermark.confirmed());
         }
         self.session = Some(session);
         self.gatehouse.open(session.walsender_pid);
@@ -278,7 +320,7 @@ impl Relay {
         while let Some(item) = self.gatehouse.next() {
             self.pass(item);
         }
-        self.send_off();
+        self.outgoing.send_off();
     }
 
     /// An item goes through the gate.
@@ -328,62 +370,13 @@ impl Relay {
             return;
         }
         self.watermark.open();
-        let Some(route) = self.router.route(task.name()) else {
-            let cause = crate::sink::Cause::new(
-                "no [[route]] matches its name; add one, with task = \"*\" for all the rest",
-            );
-            self.reject(&task, &cause);
-            return;
-        };
-        let sink = self.sink_of_route[route];
-        let passage = Passage {
-            task,
-            ticket,
-            route,
-        };
-        self.outgoing.add(sink, passage);
-    }
-
-    fn send_off(&mut self) {
-        self.lane_died |= !self.outgoing.send_off();
-    }
-
-    fn report(&mut self, report: Report) {
-        match report {
-            Report::Delivered {
-                counts,
-                tasks,
-                bytes,
-            } => {
-                for (ticket, count) in counts {
-                    self.watermark.settle(ticket, count);
-                }
-                self.delivered += tasks;
-                self.bytes -= bytes;
-            }
-            Report::Rejected { task, cause } => self.reject(&task, &cause),
-        }
-    }
-
-    /// Without a hold table a task that can never be delivered stops the daemon: anything else would lose it. What comes
-    /// behind it can't be confirmed, and would only be sent twice.
-    fn reject(&mut self, task: &Task, cause: &crate::sink::Cause) {
-        self.rejected += 1;
-        self.bytes -= task.size();
-        self.passing = Passing::Closed;
-        let lsn = task.position.commit_lsn;
-        let message = format!(
-            "task {} ({:?}), committed at {lsn}, can never be delivered: {cause}. Nothing is lost: it stays in the outbox and in \
-             the slot, and is tried again at the next start. Correct the configuration; or send it elsewhere, by a [[route]] \
-             for exactly its name; or skip its whole transaction: \
-             select pg_replication_slot_advance('<slot>', '{lsn}'::pg_lsn + 1)",
-            task.id(),
-            task.name(),
-        );
-        self.drain(End::halted(Stop::Runtime, message));
+        self.dispatch(task, ticket);
     }
 
     fn drain(&mut self, end: End) {
+        self.channels
+            .wishes
+            .send_if_modified(|wishes| !std::mem::replace(&mut wishes.draining, true));
         if let (End::Clean, false) = (&end, self.phase.is_draining()) {
             info!(in_flight = self.watermark.outstanding(), "draining");
         }
@@ -398,25 +391,28 @@ impl Relay {
     }
 
     fn drained(&self) -> bool {
-        // A task may have been rejected on another generation, whose work no longer counts.
-        let settled = self.watermark.outstanding() <= self.rejected;
-        self.phase.is_draining() && settled && !self.is_completing()
+        self.phase.is_draining()
+            && self.watermark.outstanding() == 0
+            && self.released == 0
+            && self.ledger.is_clear(self.watermark.confirmed())
+            && !self.is_completing()
     }
 
-    fn publish(&mut self) {
-        let Some(session) = self.session else { return };
+    fn hand_over(&mut self) {
         let lsn = self.watermark.confirmed();
-        self.channels.confirmed.send_if_modified(|known| {
-            let news = known.lsn != lsn && known.generation == session.generation;
-            known.lsn = if news { lsn } else { known.lsn };
-            news
-        });
-        if !self.phase.is_draining()
-            && session
-                .until
-                .is_some_and(|until| until != Lsn::ZERO && lsn.lsn() >= until)
-        {
-            info!(until = ?session.until, "everything up to there is settled");
+        self.keeper_died |= !self.ledger.hand_over(lsn);
+    }
+
+    /// Ends the daemon once everything is settled up to where it was to go.
+    fn ends_here(&mut self) {
+        let written = self.ledger.written();
+        let session = self
+            .session
+            .filter(|session| session.generation == written.generation);
+        let until = session.and_then(|session| session.until);
+        let reached = until.is_some_and(|until| until != Lsn::ZERO && written.lsn.lsn() >= until);
+        if reached && !self.phase.is_draining() {
+            info!(?until, "everything up to there is settled");
             self.drain(End::Clean);
         }
     }

@@ -27,13 +27,26 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Retry {
-    /// After so many attempts a task is dead. Takes effect with the hold table.
+    /// After so many attempts a task is dead.
     pub attempts: NonZeroU32,
     /// The pause between attempts; doubles from the first value to the second, with jitter.
     pub backoff: BackoffRange,
-    /// How long a task is tried again in place before it is held. Takes effect with the hold table.
+    /// How long a task is tried again in place before it is held.
     #[serde(deserialize_with = "crate::units::duration")]
     pub hold_after: Duration,
+    /// What a dead task does to later tasks of its key.
+    pub on_dead: OnDead,
+}
+
+/// What a dead task does to later tasks of its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDead {
+    /// They go on without it.
+    #[default]
+    Release,
+    /// They wait until somebody retries or discards it.
+    Block,
 }
 
 impl Default for Retry {
@@ -45,6 +58,7 @@ impl Default for Retry {
                 max: Duration::from_secs(600),
             },
             hold_after: Duration::from_secs(5),
+            on_dead: OnDead::default(),
         }
     }
 }

@@ -8,11 +8,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::error;
 
-use crate::delivery::Lane;
+use crate::delivery::{Keeper, KeyHasher, Lane, Rule, Wishes};
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
-use crate::relay::{self, Budget, End, Gate, LANE_SLACK, Relay, SinkLanes};
-use crate::route::Router;
+use crate::relay::{self, Budget, End, Gate, LANE_SLACK, Relay, Routes, SinkLanes};
 use crate::sink::Sink;
 use crate::units::BackoffRange;
 
@@ -20,6 +19,10 @@ use crate::units::BackoffRange;
 const BATCHES: usize = 2;
 /// Reports of lanes that are under way.
 const REPORTS: usize = 64;
+/// What the keeper has told and the relay not heard.
+const KEPT: usize = 4;
+/// Of the memory budget, this part is for tasks that come from the hold table.
+const RELEASED_PART: usize = 4;
 /// Pauses while a sink is away. Short enough that deliveries go on within five seconds of its return, however long it
 /// was away.
 const OUTAGE: BackoffRange = BackoffRange {
@@ -31,6 +34,8 @@ const OUTAGE: BackoffRange = BackoffRange {
 pub struct PlannedSink {
     /// Its name in the configuration.
     pub name: Arc<str>,
+    /// How long it may be away before its tasks go to the hold.
+    pub spill_after: Duration,
     /// One client for each of its lanes.
     pub lanes: Vec<Box<dyn Sink>>,
 }
@@ -42,13 +47,15 @@ pub struct Plan {
     /// The gate; `None` where it is switched off.
     pub gate: Option<Watch>,
     /// The routes.
-    pub router: Router,
-    /// By route: index of its sink.
-    pub sink_of_route: Vec<usize>,
-    /// By route: pauses between attempts.
-    pub backoffs: Arc<[BackoffRange]>,
+    pub routes: Routes,
+    /// By route: what it says of failures.
+    pub rules: Arc<[Rule]>,
+    /// The column of a task's id, where settled rows are to be deleted.
+    pub delete_by: Option<String>,
     /// The sinks.
     pub sinks: Vec<PlannedSink>,
+    /// Bytes of WAL that the server may keep for the slot before stalled sinks spill.
+    pub slot_lag: u64,
     /// What may be held in memory.
     pub budget: Budget,
 }
@@ -71,6 +78,11 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     let (orders, ordered) = watch::channel(Order::default());
     let (reports, from_lanes) = mpsc::channel(REPORTS);
     let (signalled, signals) = watch::channel(0);
+    let (strain, strained) = watch::channel(false);
+    let (work, to_keep) = mpsc::channel(1);
+    let (wishes, wished) = watch::channel(Wishes::default());
+    let (tells, kept) = mpsc::channel(KEPT);
+    let hasher = KeyHasher::default();
 
     let mut tasks = JoinSet::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -90,23 +102,35 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         .saturating_add(LANE_SLACK);
     let mut lanes = JoinSet::new();
     let mut sinks = Vec::new();
+    let mut index = 0;
     for planned in plan.sinks {
         let mut senders = Vec::new();
+        let keeps = planned.lanes.iter().map(|sink| sink.keeps()).min();
         for sink in planned.lanes {
             let (tasks_in, inbox) =
                 mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
             let lane = Lane {
+                index,
                 name: planned.name.clone(),
                 sink,
-                backoffs: plan.backoffs.clone(),
+                rules: plan.rules.clone(),
+                hasher: hasher.clone(),
+                with_ids: plan.delete_by.is_some(),
                 outage_backoff: OUTAGE,
+                spill_after: planned.spill_after,
                 inbox,
                 reports: reports.clone(),
+                strain: strained.clone(),
             };
             lanes.spawn(lane.run());
             senders.push(tasks_in);
+            index += 1;
         }
-        sinks.push(SinkLanes { lanes: senders });
+        sinks.push(SinkLanes {
+            name: planned.name,
+            keeps: keeps.unwrap_or_default(),
+            lanes: senders,
+        });
     }
     drop(reports);
 
@@ -116,19 +140,42 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         confirmed: confirmable,
         orders: ordered,
     };
+    let release_bytes = plan.budget.bytes / RELEASED_PART;
+    let keeper = Keeper {
+        target: plan.intake.target.clone(),
+        slot: plan.intake.slot.clone(),
+        table: plan.intake.columns.table().clone(),
+        delete_by: plan.delete_by,
+        sinks: sinks.iter().map(|sink| sink.name.clone()).collect(),
+        hasher: hasher.clone(),
+        release_bytes,
+        slot_lag: plan.slot_lag,
+        line: stands.clone(),
+        work: to_keep,
+        wishes: wished,
+        news: tells,
+        confirmed,
+    };
+    tasks.spawn(keeper.run());
     let intake = spawn_intake(plan.intake, channels)?;
     let relay = Relay::new(
-        plan.router,
-        plan.sink_of_route,
+        plan.routes,
         sinks,
+        hasher,
         plan.gate.map(gate),
-        plan.budget,
+        Budget {
+            bytes: plan.budget.bytes - release_bytes,
+            ..plan.budget
+        },
         relay::Channels {
             batches: from_intake,
             line: stands,
-            confirmed,
             orders,
             reports: from_lanes,
+            strain,
+            work,
+            wishes,
+            kept,
             signals,
         },
     );

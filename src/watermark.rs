@@ -169,6 +169,11 @@ impl Watermark {
         self.advance();
     }
 
+    /// Whether a ticket is of the history that is being followed, and not settled wholly.
+    pub fn knows(&self, ticket: Ticket) -> bool {
+        ticket.0 >= self.base
+    }
+
     fn advance(&mut self) {
         while let Some(Entry {
             end: Some(end),

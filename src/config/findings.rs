@@ -7,32 +7,10 @@ use super::{Config, tree};
 use crate::route;
 
 /// Keys of the contract that are accepted now and take effect with a later version.
-const LATER: [(&[&str], &str); 3] = [
-    (
-        &["outbox", "retention"],
-        "takes effect with the hold table; until then settled rows stay in the outbox",
-    ),
-    (
-        &["limits", "slot_lag"],
-        "takes effect with the hold table; until then a stalled sink holds the slot back",
-    ),
-    (
-        &["admin"],
-        "takes effect with the status page; until then nothing listens",
-    ),
-];
-
-/// The same, of a route's `retry`.
-const LATER_RETRY: [(&str, &str); 2] = [
-    (
-        "attempts",
-        "takes effect with the hold table; until then a task is tried again without end",
-    ),
-    (
-        "hold_after",
-        "takes effect with the hold table; until then a task is tried again in its place",
-    ),
-];
+const LATER: [(&[&str], &str); 1] = [(
+    &["admin"],
+    "takes effect with the status page; until then nothing listens",
+)];
 
 /// What can be used, and should be known.
 pub(super) fn told(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Finding> {
@@ -57,11 +35,6 @@ pub(super) fn told(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Find
     };
     for (path, what) in LATER {
         later(path, what);
-    }
-    for index in 0..config.routes.len() {
-        for (key, what) in LATER_RETRY {
-            later(&["route", &format!("[{index}]"), "retry", key], what);
-        }
     }
     let route_line = |index: usize| line(&["route", &format!("[{index}]")]);
     for (index, by) in route::unreachable(&config.routes) {

@@ -14,7 +14,7 @@ pub struct Limits {
     /// Bytes of tasks held in the daemon.
     #[serde(deserialize_with = "crate::units::size")]
     pub memory: u64,
-    /// Bytes that the slot may lag; beyond, stalled sinks spill to the hold table. Takes effect with the hold table.
+    /// Bytes that the slot may lag; beyond, stalled sinks spill to the hold table.
     #[serde(deserialize_with = "crate::units::size")]
     pub slot_lag: u64,
 }

@@ -1,219 +1,302 @@
 //! A lane: takes tasks in order, hands them to its sink in batches, and reports what became of them.
+//!
+//! A sink that is away as a whole burns nobody's attempts: the lane pauses and hands the same batch over again. Past
+//! `hold_after`, or under strain, it *spills*: all it has goes to the hold, in order, and so does what comes. What comes
+//! back from there, a task now and then, is the probe: when the sink takes it, the lane goes on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use super::Passage;
-use super::queue::LaneQueue;
+use super::queue::{At, LaneQueue, Verdict};
+use super::{KeyHasher, Message, Origin, Passage, Report, Rule};
 use crate::backoff::Backoff;
+use crate::clock;
 use crate::outbox::Task;
 use crate::sink::{Cause, Outage, Outcome, Sink};
 use crate::units::BackoffRange;
-use crate::watermark::Ticket;
 
 /// At most so many tasks, and bytes, are in the sink's hands at a time. Large enough to make a round trip cheap, small
 /// enough that a batch, its encoding and its copy in a client library stay a small part of the memory budget.
 const BATCH_TASKS: usize = 512;
 const BATCH_BYTES: usize = 1 << 20;
 
-/// What became of some tasks of a lane.
-#[derive(Debug)]
-pub enum Report {
-    /// Delivered; so many tasks of each transaction, and their bytes in all.
-    Delivered {
-        /// Transactions and the number of their tasks that were delivered.
-        counts: Vec<(Ticket, u64)>,
-        /// Tasks in all.
-        tasks: u64,
-        /// Their size in all.
-        bytes: usize,
-    },
-    /// Can never be delivered as it is.
-    Rejected {
-        /// The task.
-        task: Task,
-        /// Why.
-        cause: Cause,
-    },
-}
+/// A sink that goes away again so soon after it was back was not: the pauses go on growing.
+const STEADY: Duration = Duration::from_secs(5);
 
 /// One lane of a sink.
 pub struct Lane {
-    /// The sink's name in the configuration, for the log.
+    /// Its index among all lanes.
+    pub index: usize,
+    /// The sink's name in the configuration.
     pub name: Arc<str>,
     /// The sink, this lane's own.
     pub sink: Box<dyn Sink>,
-    /// Pauses between attempts, by route.
-    pub backoffs: Arc<[BackoffRange]>,
+    /// What each route says of failures.
+    pub rules: Arc<[Rule]>,
+    /// For the keys.
+    pub hasher: KeyHasher,
+    /// Whether the ids of delivered rows are wanted.
+    pub with_ids: bool,
     /// Pauses while the sink is away.
     pub outage_backoff: BackoffRange,
-    /// Tasks, in order. The lane ends when it is closed and all is delivered.
-    pub inbox: mpsc::Receiver<Vec<Passage>>,
+    /// How long the sink may be away before the lane spills.
+    pub spill_after: Duration,
+    /// Tasks, in order, and news. The lane ends when it is closed and all is settled.
+    pub inbox: mpsc::Receiver<Message>,
     /// Where the lane reports to.
     pub reports: mpsc::Sender<Report>,
+    /// The daemon is short of room, or its slot lags, or it drains: what waits goes to the hold.
+    pub strain: watch::Receiver<bool>,
+}
+
+/// The sink is away.
+struct Away {
+    cause: Cause,
+    backoff: Backoff,
+    next_try: Instant,
+    spill_at: Instant,
+    spilled: bool,
+}
+
+struct Running {
+    lane: Lane,
+    queue: LaneQueue,
+    away: Option<Away>,
+    /// When the sink was last back, and how it had been away.
+    recovered: Option<(Instant, Away)>,
+    /// The inbox is open.
+    open: bool,
 }
 
 impl Lane {
     /// Runs until the inbox is closed and everything that came through it is settled, or nobody listens any more.
-    pub async fn run(mut self) {
-        let mut queue = LaneQueue::default();
-        let mut outage = Backoff::new(self.outage_backoff);
-        let mut open = true;
+    pub async fn run(self) {
+        let queue = LaneQueue::new(
+            self.index,
+            self.name.clone(),
+            self.rules.clone(),
+            self.hasher.clone(),
+            self.with_ids,
+        );
+        let running = Running {
+            lane: self,
+            queue,
+            away: None,
+            recovered: None,
+            open: true,
+        };
+        running.run().await;
+    }
+}
+
+impl Running {
+    async fn run(mut self) {
         loop {
-            while open {
-                match self.inbox.try_recv() {
-                    Ok(passages) => passages.into_iter().for_each(|passage| queue.push(passage)),
-                    Err(mpsc::error::TryRecvError::Empty) => break,
-                    Err(mpsc::error::TryRecvError::Disconnected) => open = false,
-                }
+            self.take_in();
+            self.spill();
+            let may_try = self
+                .away
+                .as_ref()
+                .is_none_or(|away| away.spilled || away.next_try <= Instant::now());
+            let batch = match may_try {
+                true => self.queue.next_batch(at(), BATCH_TASKS, BATCH_BYTES),
+                false => Vec::new(),
+            };
+            let tried = !batch.is_empty();
+            if tried {
+                self.hand_over(batch).await;
             }
-            let batch = queue.next_batch(Instant::now().into_std(), BATCH_TASKS, BATCH_BYTES);
-            if !batch.is_empty() {
-                if !self.hand_over(batch, &mut queue, &mut outage).await {
-                    return;
-                }
-                continue;
-            }
-            let due = queue.next_due();
-            if !open && due.is_none() {
+            if let Some(report) = self.queue.take_report()
+                && self.lane.reports.send(report).await.is_err()
+            {
                 return;
             }
-            tokio::select! {
-                message = self.inbox.recv(), if open => match message {
-                    Some(passages) => passages.into_iter().for_each(|passage| queue.push(passage)),
-                    None => open = false,
-                },
-                () = sleep_until(due), if due.is_some() => {}
+            if !tried && !self.wait().await {
+                return;
             }
         }
     }
 
-    /// Hands one batch to the sink and reports. False when nobody listens to the reports any more.
-    async fn hand_over(
-        &mut self,
-        batch: Vec<Passage>,
-        queue: &mut LaneQueue,
-        outage: &mut Backoff,
-    ) -> bool {
-        let (tasks, tags): (Vec<Task>, Vec<(Ticket, usize)>) = batch
+    /// Takes what is in the inbox.
+    fn take_in(&mut self) {
+        while self.open {
+            match self.lane.inbox.try_recv() {
+                Ok(message) => self.message(message),
+                Err(mpsc::error::TryRecvError::Empty) => return,
+                Err(mpsc::error::TryRecvError::Disconnected) => self.open = false,
+            }
+        }
+    }
+
+    fn message(&mut self, message: Message) {
+        match message {
+            Message::Tasks(passages) => {
+                for mut passage in passages {
+                    if self.away.is_some() {
+                        // It waits for long, and must not keep the read buffer alive.
+                        passage.task.detach();
+                    }
+                    self.queue.push(passage);
+                }
+            }
+            Message::Held(hashes) => self.queue.learn_held(hashes),
+            Message::Written { seq, freed } => self.queue.written(seq, &freed),
+        }
+    }
+
+    /// Sends to the hold what has waited for long enough.
+    fn spill(&mut self) {
+        let strain = *self.lane.strain.borrow_and_update();
+        let Some(away) = &mut self.away else {
+            if strain {
+                self.queue.spill_waiting();
+            }
+            return;
+        };
+        if away.spilled {
+            self.queue.spill(&away.cause, false);
+        } else if strain || away.spill_at <= Instant::now() {
+            away.spilled = true;
+            self.queue.spill(&away.cause, true);
+            warn!(
+                sink = %self.lane.name, cause = %away.cause,
+                "the sink stays away; its tasks go to the hold table, and come back when it does"
+            );
+        }
+    }
+
+    /// Hands one batch to the sink.
+    async fn hand_over(&mut self, batch: Vec<Passage>) {
+        let (tasks, tags): (Vec<Task>, Vec<(Origin, usize)>) = batch
             .into_iter()
-            .map(|p| (p.task, (p.ticket, p.route)))
+            .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = self.sink.deliver(&tasks).await;
-        let batch = tasks
-            .into_iter()
-            .zip(tags)
-            .map(|(task, (ticket, route))| Passage {
-                task,
-                ticket,
-                route,
-            });
+        let answer = self.lane.sink.deliver(&tasks).await;
+        let passages = tasks.into_iter().zip(tags);
+        let passages = passages.map(|(task, (origin, route))| Passage {
+            task,
+            origin,
+            route,
+        });
         match answer {
             Ok(outcomes) => {
                 assert_eq!(
                     outcomes.len(),
-                    batch.len(),
+                    passages.len(),
                     "a sink answers for each task of a batch"
                 );
-                if outage.attempts() > 0 {
-                    info!(sink = %self.name, attempts = outage.attempts(), "the sink is back");
-                    outage.reset();
+                self.is_back();
+                for (passage, outcome) in passages.zip(outcomes) {
+                    self.outcome(passage, outcome);
                 }
-                self.settle(batch.zip(outcomes), queue).await
+                self.queue.finish_batch();
             }
             Err(Outage(cause)) => {
-                queue.give_back(batch.collect());
-                // What waits for longer must not keep the read buffers alive.
-                while let Ok(passages) = self.inbox.try_recv() {
-                    for mut passage in passages {
-                        passage.task.detach();
-                        queue.push(passage);
-                    }
-                }
-                let pause = outage.next(fastrand::f64());
-                if outage.attempts() == 1 {
-                    warn!(sink = %self.name, %cause, "the sink is away; its tasks wait");
-                } else {
-                    info!(sink = %self.name, %cause, attempts = outage.attempts(), "the sink is still away");
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(pause) => true,
-                    () = self.reports.closed() => false,
-                }
+                self.queue.give_back(passages.collect());
+                self.is_away(cause);
             }
         }
     }
 
-    async fn settle(
-        &mut self,
-        results: impl Iterator<Item = (Passage, Outcome)>,
-        queue: &mut LaneQueue,
-    ) -> bool {
-        let mut counts: Vec<(Ticket, u64)> = Vec::new();
-        let (mut tasks, mut bytes) = (0, 0);
-        let mut rejected = Vec::new();
-        let now = Instant::now().into_std();
-        for (passage, outcome) in results {
-            match outcome {
-                Outcome::Delivered => {
-                    queue.delivered(&passage);
-                    tasks += 1;
-                    bytes += passage.task.size();
-                    match counts.last_mut() {
-                        Some((ticket, count)) if *ticket == passage.ticket => *count += 1,
-                        _ => counts.push((passage.ticket, 1)),
-                    }
-                }
-                Outcome::Retry(cause) => {
-                    let route = passage.route;
-                    let (id, lsn) = (
-                        passage.task.id().to_owned(),
-                        passage.task.position.commit_lsn,
-                    );
-                    let attempts = queue.retry(passage, self.backoffs[route], now, fastrand::f64());
-                    warn!(sink = %self.name, id, %lsn, %cause, attempts, "not delivered; will be tried again");
-                }
-                Outcome::Reject(cause) => rejected.push((passage.task, cause)),
+    fn outcome(&mut self, passage: Passage, outcome: Outcome) {
+        let cause = match &outcome {
+            Outcome::Delivered => return self.queue.delivered(&passage),
+            Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause) => {
+                cause.clone()
+            }
+        };
+        let id = passage.task.id().to_owned();
+        let lsn = passage.task.position.commit_lsn;
+        let sink = &self.lane.name;
+        match self.queue.outcome(passage, outcome, at()) {
+            Verdict::Delivered | Verdict::Behind => {}
+            Verdict::Again { attempts, pause } => {
+                warn!(%sink, id, %lsn, %cause, attempts, ?pause, "not delivered; will be tried again");
+            }
+            Verdict::Held { attempts, pause } => {
+                warn!(%sink, id, %lsn, %cause, attempts, ?pause, "not delivered; held, to be tried again");
+            }
+            Verdict::Dead { words } => {
+                error!(%sink, id, %lsn, cause = words, "dead: this task is not sent again by itself; it is kept in the hold table");
             }
         }
-        if tasks > 0
-            && self
-                .reports
-                .send(Report::Delivered {
-                    counts,
-                    tasks,
-                    bytes,
-                })
-                .await
-                .is_err()
-        {
+    }
+
+    fn is_back(&mut self) {
+        let Some(away) = self.away.take() else { return };
+        info!(sink = %self.lane.name, attempts = away.backoff.attempts(), "the sink is back");
+        self.queue.report_away(false);
+        self.recovered = Some((Instant::now(), away));
+    }
+
+    fn is_away(&mut self, cause: Cause) {
+        let now = Instant::now();
+        let sink = &self.lane.name;
+        if self.away.is_none() {
+            warn!(%sink, %cause, "the sink is away; its tasks wait");
+            self.queue.report_away(true);
+            let recovered = self.recovered.take();
+            let before = recovered.filter(|(at, _)| at.elapsed() < STEADY);
+            self.away = before.map(|(_, away)| away);
+        }
+        let away = self.away.get_or_insert_with(|| Away {
+            cause: cause.clone(),
+            backoff: Backoff::new(self.lane.outage_backoff),
+            next_try: now,
+            spill_at: now + self.lane.spill_after,
+            spilled: false,
+        });
+        let pause = away.backoff.next(fastrand::f64());
+        if away.backoff.attempts() > 1 {
+            info!(%sink, %cause, attempts = away.backoff.attempts(), "the sink is still away");
+        }
+        away.cause = cause;
+        away.next_try = now + pause;
+        if away.spilled {
+            self.queue.spill(&away.cause, true);
+        }
+    }
+
+    /// Waits until there is something to do. False when there never will be.
+    async fn wait(&mut self) -> bool {
+        if !self.open && self.queue.is_empty() {
             return false;
         }
-        if let Some((task, cause)) = rejected.first() {
-            error!(
-                sink = %self.name, id = task.id(), task = task.name(), lsn = %task.position.commit_lsn, %cause,
-                others = rejected.len() - 1, "rejected: this task can never be delivered as it is"
-            );
-        }
-        for (task, cause) in rejected {
-            if self
-                .reports
-                .send(Report::Rejected { task, cause })
-                .await
-                .is_err()
-            {
-                return false;
-            }
+        let due = self.queue.next_due().map(Instant::from_std);
+        let pause = match &self.away {
+            Some(away) if away.spilled => None,
+            Some(away) => Some(away.next_try.min(away.spill_at)),
+            None => due,
+        };
+        let received = tokio::select! {
+            message = self.lane.inbox.recv(), if self.open => Some(message),
+            () = sleep_until(pause), if pause.is_some() => None,
+            Ok(()) = self.lane.strain.changed() => None,
+            () = self.lane.reports.closed() => return false,
+        };
+        match received {
+            Some(Some(message)) => self.message(message),
+            Some(None) => self.open = false,
+            None => {}
         }
         true
     }
 }
 
-async fn sleep_until(due: Option<std::time::Instant>) {
+fn at() -> At {
+    At {
+        now: Instant::now().into_std(),
+        wall: clock::now(),
+        random: fastrand::f64(),
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
     if let Some(due) = due {
-        tokio::time::sleep_until(due.into()).await;
+        tokio::time::sleep_until(due).await;
     }
 }

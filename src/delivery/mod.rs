@@ -1,9 +1,17 @@
-//! Floor 5: lanes, the ordered queues in front of the sinks.
+//! Floor 6: lanes, the ordered queues in front of the sinks, and the keeper, who writes down what became of the tasks.
 
-pub mod lane;
-pub mod queue;
+mod keeper;
+mod key;
+mod lane;
+mod queue;
+mod report;
+mod rule;
 
-pub use lane::{Lane, Report};
+pub use keeper::{Keeper, News, Wishes};
+pub use key::KeyHasher;
+pub use lane::Lane;
+pub use report::{Buried, Ids, Report, Rows, Work, Written};
+pub use rule::Rule;
 
 use crate::outbox::Task;
 use crate::watermark::Ticket;
@@ -13,8 +21,39 @@ use crate::watermark::Ticket;
 pub struct Passage {
     /// The task.
     pub task: Task,
-    /// What its settlement is reported under.
-    pub ticket: Ticket,
+    /// Where it comes from, and so what its settlement is reported under.
+    pub origin: Origin,
     /// Index of the route that it matched.
     pub route: usize,
+}
+
+/// Where a task comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// From the stream, in commit order.
+    Stream(Ticket),
+    /// From the hold table, when it was due.
+    Hold {
+        /// Its row there.
+        hold_id: i64,
+        /// How often it was tried before.
+        attempts: u32,
+    },
+}
+
+/// What a lane is told.
+#[derive(Debug)]
+pub enum Message {
+    /// Tasks to deliver, in order.
+    Tasks(Vec<Passage>),
+    /// The keys of which tasks are held, as the hold table has them: the lane's own, by their hashes.
+    Held(Vec<u64>),
+    /// The keeper has written down what the lane reported up to and with this number; of these keys, by their hashes,
+    /// nothing is held any more.
+    Written {
+        /// [`Report::seq`].
+        seq: u64,
+        /// Hashes of keys.
+        freed: Vec<u64>,
+    },
 }

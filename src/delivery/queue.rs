@@ -1,17 +1,26 @@
-//! Pure: the order of a lane's tasks, and which of them may go next.
+//! Pure: the order of a lane's tasks, which of them may go next, and what becomes of those that fail.
 //!
-//! Tasks leave in the order in which they came, but for those whose key waits: a key whose task failed waits with all its
-//! later tasks, in order, until its pause is over. Everything else goes on. A task without a key waits alone.
+//! Tasks leave in the order in which they came, but for those whose key waits. A task that fails waits in place with all
+//! later tasks of its key until its pause is over; after `hold_after` it goes to the hold with them, and the lane goes on.
+//! From then on its key is *held*: whatever comes of it goes there too, until nothing of it is left there. A task that
+//! comes back from the hold and fails is put off there. A task without a key waits alone.
+
+mod failure;
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::Passage;
+use self::failure::Fate;
+pub(super) use self::failure::Verdict;
+use super::report::Report;
+use super::{KeyHasher, Origin, Passage, Rule};
 use crate::backoff::Backoff;
-use crate::outbox::Position;
-use crate::units::BackoffRange;
+use crate::outbox::{Field, Position};
+use crate::pg::{Moment, Timestamp};
+use crate::sink::Cause;
 
 /// What waits together: a key's tasks, or one task without a key.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -29,38 +38,145 @@ impl Order {
     }
 }
 
+/// The attempts of a task that is tried again in place.
+#[derive(Clone, Debug)]
+struct Tries {
+    backoff: Backoff,
+    /// When the first of them failed.
+    since: Instant,
+}
+
 #[derive(Debug)]
 struct Waiting {
     tasks: VecDeque<Passage>,
-    backoff: Backoff,
+    tries: Tries,
+    /// Why the first of them failed.
+    cause: Cause,
+}
+
+/// Now, and a random number in `0.0..1.0`: what a pure room has to be given.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At {
+    /// The monotonic clock.
+    pub(super) now: Instant,
+    /// The wall clock, for what expires.
+    pub(super) wall: Timestamp,
+    /// Spreads the pauses.
+    pub(super) random: f64,
 }
 
 /// The tasks of a lane that are not in the sink's hands.
-#[derive(Debug, Default)]
-pub struct LaneQueue {
+#[derive(Debug)]
+pub(super) struct LaneQueue {
+    sink: Arc<str>,
+    rules: Arc<[Rule]>,
+    hasher: KeyHasher,
     ready: VecDeque<Passage>,
     waiting: HashMap<Order, Waiting>,
     /// When each waiting key is tried again.
     due: BTreeSet<(Instant, Order)>,
     /// Keys that are being tried again, with their attempts so far; until a task of theirs is delivered.
-    tried: HashMap<Order, Backoff>,
+    tried: HashMap<Order, Tries>,
+    /// Keys of which tasks are held, by hash; and the report that told last of one.
+    held: HashMap<u64, u64>,
+    /// Held keys whose first task, back from the hold, failed: those behind it that came with it go back, up to when the
+    /// report of this number is written down.
+    stopped: HashMap<u64, u64>,
+    /// A key has become held, or stopped, with the batch in hand.
+    sweep: bool,
+    /// What became of keys that failed in the batch in hand.
+    fates: HashMap<Order, Fate>,
+    /// Tasks of the batch in hand that are to be tried at once.
+    again: Vec<Passage>,
+    /// What is to be reported.
+    report: Report,
+    with_ids: bool,
 }
 
 impl LaneQueue {
-    /// Adds a task behind all others.
-    pub fn push(&mut self, passage: Passage) {
+    /// An empty queue of the lane of this index. `with_ids`: the ids of delivered rows are wanted.
+    pub(super) fn new(
+        lane: usize,
+        sink: Arc<str>,
+        rules: Arc<[Rule]>,
+        hasher: KeyHasher,
+        with_ids: bool,
+    ) -> LaneQueue {
+        LaneQueue {
+            sink,
+            rules,
+            hasher,
+            ready: VecDeque::new(),
+            waiting: HashMap::new(),
+            due: BTreeSet::new(),
+            tried: HashMap::new(),
+            held: HashMap::new(),
+            stopped: HashMap::new(),
+            sweep: false,
+            fates: HashMap::new(),
+            again: Vec::new(),
+            report: Report {
+                lane,
+                seq: 1,
+                ..Report::default()
+            },
+            with_ids,
+        }
+    }
+
+    /// Adds a task behind all others; or, if its key is held, to what is to be held.
+    pub(super) fn push(&mut self, passage: Passage) {
+        if !self.held.is_empty()
+            && let Some(hash) = self.hash(&passage)
+        {
+            let stays = match passage.origin {
+                Origin::Stream(_) => self.held.contains_key(&hash),
+                Origin::Hold { .. } => self.stopped.contains_key(&hash),
+            };
+            if stays {
+                return self.set_aside(passage, 0, Duration::ZERO, None);
+            }
+        }
         self.ready.push_back(passage);
     }
 
+    /// Whether nothing is ready or waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ready.is_empty() && self.waiting.is_empty()
+    }
+
     /// When the next waiting key is due.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// What is to be reported, if there is anything; a new report begins.
+    pub(super) fn take_report(&mut self) -> Option<Report> {
+        if self.report.is_empty() {
+            return None;
+        }
+        let next = Report {
+            lane: self.report.lane,
+            seq: self.report.seq + 1,
+            ..Report::default()
+        };
+        Some(std::mem::replace(&mut self.report, next))
+    }
+
+    /// The sink has gone away, or come back: to be reported.
+    pub(super) fn report_away(&mut self, away: bool) {
+        self.report.away = Some(away);
+    }
+
     /// Takes the next batch: at most `max_tasks`, and no more than `max_bytes` but for a single task that is larger.
-    /// Empty when nothing may go at `now`.
-    pub fn next_batch(&mut self, now: Instant, max_tasks: usize, max_bytes: usize) -> Vec<Passage> {
-        self.wake(now);
+    /// Empty when nothing may go now.
+    pub(super) fn next_batch(
+        &mut self,
+        at: At,
+        max_tasks: usize,
+        max_bytes: usize,
+    ) -> Vec<Passage> {
+        self.wake(at.now);
         let mut batch: Vec<Passage> = Vec::with_capacity(max_tasks.min(self.ready.len()));
         let mut bytes = 0;
         while let Some(next) = self.ready.front() {
@@ -76,17 +192,17 @@ impl LaneQueue {
             let Some(mut passage) = self.ready.pop_front() else {
                 break;
             };
-            match waiting {
-                Some(waiting) => {
-                    passage.task.detach();
-                    waiting.tasks.push_back(passage);
-                }
-                None => {
-                    bytes += size;
-                    batch.push(passage);
-                }
+            if let Some(waiting) = waiting {
+                passage.task.detach();
+                waiting.tasks.push_back(passage);
+            } else if let Some(words) = expired(&passage, at.wall) {
+                self.give_up(passage, 0, words);
+            } else {
+                bytes += size;
+                batch.push(passage);
             }
         }
+        self.finish_batch();
         batch
     }
 
@@ -102,184 +218,116 @@ impl LaneQueue {
             for passage in waiting.tasks.into_iter().rev() {
                 self.ready.push_front(passage);
             }
-            self.tried.insert(order, waiting.backoff);
+            self.tried.insert(order, waiting.tries);
         }
     }
 
     /// Gives a batch back that the sink, being away, did not take: it comes first again, and no attempt is counted.
-    pub fn give_back(&mut self, batch: Vec<Passage>) {
+    pub(super) fn give_back(&mut self, batch: Vec<Passage>) {
         for mut passage in batch.into_iter().rev() {
             passage.task.detach();
             self.ready.push_front(passage);
         }
     }
 
-    /// A task of the batch in hand was delivered.
-    pub fn delivered(&mut self, passage: &Passage) {
+    /// The sink has a task of the batch in hand.
+    pub(super) fn delivered(&mut self, passage: &Passage) {
         if !self.tried.is_empty() {
             self.tried.remove(&Order::of(passage));
         }
+        self.report.delivered(passage, self.with_ids);
     }
 
-    /// Puts a task of the batch in hand aside, and with it its key, to be tried again after a pause. Called in the order
-    /// of the batch. `random` is in `0.0..1.0`. Returns the attempts that the key's first task has had.
-    pub fn retry(
-        &mut self,
-        mut passage: Passage,
-        range: BackoffRange,
-        now: Instant,
-        random: f64,
-    ) -> u32 {
-        let order = Order::of(&passage);
-        passage.task.detach();
-        if let Some(waiting) = self.waiting.get_mut(&order) {
-            waiting.tasks.push_back(passage);
-            return waiting.backoff.attempts();
+    fn hash(&self, passage: &Passage) -> Option<u64> {
+        passage.task.key().map(|key| self.hasher.hash(key))
+    }
+
+    fn hold_key(&mut self, hash: Option<u64>) {
+        let seq = self.report.seq;
+        self.sweep |= hash.is_some_and(|hash| self.held.insert(hash, seq).is_none());
+    }
+
+    fn stop_key(&mut self, hash: Option<u64>) {
+        let seq = self.report.seq;
+        self.sweep |= hash.is_some_and(|hash| self.stopped.insert(hash, seq).is_none());
+    }
+
+    /// The batch in hand is done: what is behind a task that has gone to the hold follows it.
+    pub(super) fn finish_batch(&mut self) {
+        self.fates.clear();
+        for passage in std::mem::take(&mut self.again).into_iter().rev() {
+            self.ready.push_front(passage);
         }
-        let mut backoff = self
-            .tried
-            .remove(&order)
-            .unwrap_or_else(|| Backoff::new(range));
-        let due = now + backoff.next(random);
-        let attempts = backoff.attempts();
-        self.due.insert((due, order.clone()));
-        self.waiting.insert(
-            order,
-            Waiting {
-                tasks: VecDeque::from([passage]),
-                backoff,
-            },
-        );
-        attempts
+        if std::mem::take(&mut self.sweep) {
+            for passage in std::mem::take(&mut self.ready) {
+                self.push(passage);
+            }
+        }
+    }
+
+    /// Sends what is tried again in place to the hold.
+    pub(super) fn spill_waiting(&mut self) {
+        self.due.clear();
+        for (_, waiting) in std::mem::take(&mut self.waiting) {
+            let attempts = waiting.tries.backoff.attempts();
+            let mut first = Some((attempts, waiting.cause.to_string()));
+            for passage in waiting.tasks {
+                match first.take() {
+                    Some((attempts, why)) => {
+                        self.set_aside(passage, attempts, Duration::ZERO, Some(why));
+                    }
+                    None => self.set_aside(passage, 0, Duration::ZERO, None),
+                }
+            }
+        }
+        self.finish_batch();
+    }
+
+    /// Sends everything to the hold, because the sink is away. What came from there goes back, or stays, to try whether
+    /// the sink is back.
+    pub(super) fn spill(&mut self, why: &Cause, with_released: bool) {
+        self.spill_waiting();
+        for passage in std::mem::take(&mut self.ready) {
+            match passage.origin {
+                Origin::Hold { .. } if !with_released => self.ready.push_back(passage),
+                Origin::Hold { .. } => self.set_aside(passage, 0, Duration::ZERO, None),
+                Origin::Stream(_) => {
+                    let attempts = self.attempts(&passage);
+                    self.set_aside(passage, attempts, Duration::ZERO, Some(why.to_string()));
+                }
+            }
+        }
+        self.tried.clear();
+        self.finish_batch();
+    }
+
+    /// The lane's held keys, as the hold table has them.
+    pub(super) fn learn_held(&mut self, hashes: Vec<u64>) {
+        self.held = hashes.into_iter().map(|hash| (hash, 0)).collect();
+        self.sweep = true;
+        self.finish_batch();
+    }
+
+    /// The reports up to `seq` are written down; of the keys `freed` nothing is held any more.
+    pub(super) fn written(&mut self, seq: u64, freed: &[u64]) {
+        for hash in freed {
+            // Not if one of the key has been sent to the hold since.
+            if self.held.get(hash).is_some_and(|last| *last <= seq) {
+                self.held.remove(hash);
+            }
+        }
+        self.stopped.retain(|_, last| *last > seq);
+    }
+}
+
+/// Why a task is not to be sent any more at this time.
+fn expired(passage: &Passage, wall: Timestamp) -> Option<String> {
+    let text = passage.task.get(Field::ExpiresAt)?;
+    match Moment::parse(text) {
+        Ok(Moment::At(at)) if at <= wall => Some("it expired before it could be sent".to_owned()),
+        _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::outbox::{Field, Task};
-    use crate::pg::{Lsn, Timestamp};
-    use crate::watermark::Watermark;
-
-    const RANGE: BackoffRange = BackoffRange {
-        min: Duration::from_millis(100),
-        max: Duration::from_millis(800),
-    };
-
-    fn passage(number: u64, key: Option<u8>) -> Passage {
-        let mut mark = Watermark::default();
-        let Ok(crate::watermark::Begun::Open { ticket, .. }) = mark.begin(Lsn(1)) else {
-            panic!("a new transaction");
-        };
-        let (id, key) = (number.to_string(), key.map(|key| key.to_string()));
-        let fields = [(Field::Id, id.as_str())]
-            .into_iter()
-            .chain(key.iter().map(|k| (Field::Key, k.as_str())));
-        let position = Position {
-            commit_lsn: Lsn(1),
-            ordinal: number,
-        };
-        Passage {
-            task: Task::from_fields(fields, position, Timestamp(0)),
-            ticket,
-            route: 0,
-        }
-    }
-
-    fn ids(batch: &[Passage]) -> Vec<u64> {
-        batch
-            .iter()
-            .map(|passage| passage.task.position.ordinal)
-            .collect()
-    }
-
-    #[test]
-    fn a_failing_key_waits_with_its_later_tasks_and_others_go_on() {
-        let start = Instant::now();
-        let mut queue = LaneQueue::default();
-        for (number, key) in [
-            (0, Some(1)),
-            (1, Some(2)),
-            (2, Some(1)),
-            (3, None),
-            (4, Some(1)),
-        ] {
-            queue.push(passage(number, key));
-        }
-        let batch = queue.next_batch(start, 3, usize::MAX);
-        assert_eq!(ids(&batch), [0, 1, 2]);
-        for (passage, ok) in batch.into_iter().zip([false, true, false]) {
-            match ok {
-                true => queue.delivered(&passage),
-                false => assert_eq!(queue.retry(passage, RANGE, start, 1.0), 1),
-            }
-        }
-        let batch = queue.next_batch(start, 9, usize::MAX);
-        assert_eq!(ids(&batch), [3], "4 waits behind 0 and 2");
-        let due = queue.next_due();
-        assert_eq!(due, Some(start + RANGE.min));
-        assert!(queue.next_batch(start, 9, usize::MAX).is_empty());
-        let later = start + RANGE.min;
-        assert_eq!(ids(&queue.next_batch(later, 9, usize::MAX)), [0, 2, 4]);
-    }
-
-    #[test]
-    fn a_batch_is_bounded_in_bytes_but_for_one_large_task() {
-        let mut queue = LaneQueue::default();
-        (10..14).for_each(|number| queue.push(passage(number, None)));
-        let now = Instant::now();
-        assert_eq!(ids(&queue.next_batch(now, 9, 4)), [10, 11]);
-        assert_eq!(ids(&queue.next_batch(now, 9, 1)), [12]);
-        assert_eq!(ids(&queue.next_batch(now, 1, 99)), [13]);
-    }
-
-    proptest! {
-        /// Any mix of outcomes, outages and pauses: each task is delivered once, and each key's in order.
-        #[test]
-        fn keeps_order_per_key_and_loses_nothing(
-            keys in proptest::collection::vec(proptest::option::of(0u8..3), 1..40),
-            rounds in proptest::collection::vec((1usize..6, 0u8..5, any::<u16>(), 0u64..300), 1..80),
-        ) {
-            let mut now = Instant::now();
-            let mut queue = LaneQueue::default();
-            let mut coming = keys.iter().copied().enumerate();
-            let mut delivered: Vec<u64> = Vec::new();
-            let ending = (0..1000).map(|_| (4usize, 1u8, 0u16, 1000u64));
-            for (size, kind, fails, pause) in rounds.into_iter().chain(ending) {
-                for (number, key) in coming.by_ref().take(size) {
-                    queue.push(passage(number as u64, key));
-                }
-                now += Duration::from_millis(pause);
-                let batch = queue.next_batch(now, size, usize::MAX);
-                if kind == 0 {
-                    queue.give_back(batch);
-                    continue;
-                }
-                let mut failed: Vec<Option<Vec<u8>>> = Vec::new();
-                for (index, passage) in batch.into_iter().enumerate() {
-                    let key = passage.task.key().map(<[u8]>::to_vec);
-                    let behind = key.is_some() && failed.contains(&key);
-                    if behind || fails >> index & 1 == 1 {
-                        failed.push(key);
-                        queue.retry(passage, RANGE, now, 0.5);
-                    } else {
-                        queue.delivered(&passage);
-                        delivered.push(passage.task.position.ordinal);
-                    }
-                }
-            }
-            let mut sorted = delivered.clone();
-            sorted.sort_unstable();
-            prop_assert_eq!(sorted, (0..keys.len() as u64).collect::<Vec<_>>());
-            for key in 0u8..3 {
-                let of_key: Vec<u64> =
-                    delivered.iter().copied().filter(|&n| keys[n as usize] == Some(key)).collect();
-                prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
-            }
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,10 @@
 //! Reading the hold table: what is due, and what is held.
 
-use std::collections::HashSet;
+use std::pin::pin;
 use std::time::Duration;
 
-use tokio_postgres::types::{PgLsn, Type};
+use futures_util::TryStreamExt;
+use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Client, Error as SqlError, Row};
 
 use super::wire::{At, to_pg_lsn};
@@ -182,25 +183,27 @@ pub async fn next_due(db: &Client, slot: &str) -> Result<Option<Duration>, Error
     Ok(next.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or_default())))
 }
 
-/// Sink and key of every queue: of the keys whose later tasks have to be held, too.
+/// Hands over the sink and the key of every queue, one by one: of the keys whose later tasks have to be held, too. There
+/// may be millions: none is kept here.
 ///
 /// # Errors
 /// Those of the server.
-pub async fn held_keys(db: &Client, slot: &str) -> Result<Vec<(String, String)>, Error> {
-    let rows = db
-        .query_typed(
-            "select distinct sink, key from aftercommit.hold where slot = $1 and blocks",
-            &[(&slot, Type::TEXT)],
-        )
-        .await;
-    rows.and_then(|rows| {
-        let pair = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
-        rows.iter().map(pair).collect()
-    })
-    .map_err(|e| Error::sql("read the held keys", e))
+pub async fn held_keys(
+    db: &Client,
+    slot: &str,
+    mut each: impl FnMut(&str, &str),
+) -> Result<(), Error> {
+    let keys = "select distinct sink, key from aftercommit.hold where slot = $1 and blocks";
+    let take = |row: &Row| {
+        each(row.try_get(0)?, row.try_get(1)?);
+        Ok(())
+    };
+    stream(db, keys, &[(&slot, Type::TEXT)], take)
+        .await
+        .map_err(|e| Error::sql("read the held keys", e))
 }
 
-/// Positions of the held tasks whose transactions committed at `from` or later.
+/// Hands over the positions of the held tasks whose transactions committed at `from` or later, one by one and in no order.
 ///
 /// # Errors
 /// Those of the server.
@@ -208,15 +211,35 @@ pub async fn held_positions(
     db: &Client,
     slot: &str,
     from: Lsn,
-) -> Result<HashSet<Position>, Error> {
-    let rows = db
-        .query_typed(
-            "select commit_lsn, ordinal from aftercommit.hold where slot = $1 and commit_lsn >= $2",
-            &[(&slot, Type::TEXT), (&to_pg_lsn(from), Type::PG_LSN)],
-        )
-        .await;
-    rows.and_then(|rows| rows.iter().map(|row| position(row, 0)).collect())
+    mut each: impl FnMut(Position),
+) -> Result<(), Error> {
+    let positions =
+        "select commit_lsn, ordinal from aftercommit.hold where slot = $1 and commit_lsn >= $2";
+    let from = to_pg_lsn(from);
+    let take = |row: &Row| {
+        each(position(row, 0)?);
+        Ok(())
+    };
+    let params: [Param<'_>; 2] = [(&slot, Type::TEXT), (&from, Type::PG_LSN)];
+    stream(db, positions, &params, take)
+        .await
         .map_err(|e| Error::sql("read the held positions", e))
+}
+
+type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+async fn stream(
+    db: &Client,
+    query: &str,
+    params: &[Param<'_>],
+    mut take: impl FnMut(&Row) -> Result<(), SqlError>,
+) -> Result<(), SqlError> {
+    let params = params.iter().map(|(value, of)| (*value, of.clone()));
+    let mut rows = pin!(db.query_typed_raw(query, params).await?);
+    while let Some(row) = rows.try_next().await? {
+        take(&row)?;
+    }
+    Ok(())
 }
 
 /// Lets queues go on that wait for nothing, as they may after somebody has changed rows by hand. To be called at every

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use super::{Channels, Intake, Session, Until};
+use super::{Channels, Identity, Intake, Session, Until};
+use crate::hold;
 use crate::outbox::Assembler;
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
@@ -18,7 +19,7 @@ use crate::replication::{
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// System identifier and timeline of the last session.
-    identity: Option<(u64, u32)>,
+    identity: Option<Identity>,
     generation: u64,
     sessions: u64,
     /// `--until`, once it is known as a position.
@@ -55,7 +56,10 @@ pub(super) async fn open(
         Err(refusal) => return Err(about_rights(intake, &sql, refusal).await),
     };
     let system = walsender.identify_system().await?;
-    let identity = (system.system_id, system.timeline);
+    let identity = Identity {
+        system_id: system.system_id,
+        timeline: system.timeline,
+    };
     if history.identity.as_ref() != Some(&identity) {
         if history.identity.is_some() {
             warn!(
@@ -90,7 +94,8 @@ pub(super) async fn open(
     let confirmed = *channels.confirmed.borrow();
     let start = match confirmed.generation == history.generation {
         true => confirmed.lsn.lsn(),
-        false => Lsn::ZERO,
+        // After a crash the server may have forgotten what was confirmed; what we wrote down, it has not.
+        false => checkpoint(intake, &sql, identity).await?,
     };
     let version = walsender.server_version();
     let started = walsender
@@ -110,6 +115,7 @@ pub(super) async fn open(
     let session = Session {
         number: history.sessions,
         generation: history.generation,
+        identity,
         walsender_pid: copy.backend_pid,
         until: history.until,
     };
@@ -124,6 +130,15 @@ pub(super) async fn open(
         session,
     };
     Ok((open, facts))
+}
+
+/// Where our own checkpoint says that everything is settled. On another server, or in another history of it, the same LSN
+/// is another place.
+async fn checkpoint(intake: &Intake, sql: &Client, identity: Identity) -> Result<Lsn, Error> {
+    let ours = hold::read_checkpoint(sql, &intake.slot)
+        .await?
+        .filter(|it| it.system_id == identity.system_id && it.timeline == identity.timeline);
+    Ok(ours.map_or(Lsn::ZERO, |it| it.lsn))
 }
 
 /// A walsender that was refused for want of a right: with what the catalogs say that our role lacks, and the SQL for it.
@@ -162,7 +177,10 @@ pub(super) async fn check(
 }
 
 fn expectation(intake: &Intake) -> Expectation {
-    Expectation::new(&intake.columns, &intake.slot, &intake.publication)
+    Expectation {
+        deletes: intake.deletes,
+        ..Expectation::new(&intake.columns, &intake.slot, &intake.publication)
+    }
 }
 
 /// New warnings go to the log; fatal findings, told together, are the error.

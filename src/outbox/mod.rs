@@ -8,6 +8,6 @@ pub mod task;
 
 pub use assembler::{AssembleError, Assembler, Event};
 pub use columns::{Columns, ColumnsError, Layout, LayoutError};
-pub use config::Config;
+pub use config::{Config, Retention};
 pub use table::{ParseTableNameError, TableName};
 pub use task::{Field, FieldSet, Position, Spans, Task};

@@ -7,17 +7,21 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 
 use super::*;
+use crate::delivery::{Ids, Message, Origin, Passage, Written};
 use crate::gate::clearance::Snapshot;
 use crate::gate::watcher::Wanted;
+use crate::hold::{Park, State};
+use crate::intake::{Confirmation, Identity};
 use crate::outbox::{Field, Position};
 use crate::pg::Timestamp;
 use crate::route;
-use crate::sink::Cause;
 
 mod ending;
 mod gate;
+mod held;
 mod histories;
 mod stream;
 
@@ -37,7 +41,11 @@ struct Bench {
     orders: watch::Receiver<Order>,
     reports: mpsc::Sender<Report>,
     signals: watch::Sender<u8>,
-    lanes: Vec<mpsc::Receiver<Vec<Passage>>>,
+    lanes: Vec<mpsc::Receiver<Message>>,
+    /// What the keeper has put into the hold.
+    held: Arc<Mutex<Vec<Park>>>,
+    /// As the keeper: what is due, and so on.
+    kept: mpsc::Sender<Kept>,
     gates: UnboundedReceiver<Watching>,
     /// In the lanes, in order of arrival, by lane.
     in_flight: Vec<VecDeque<Passage>>,
@@ -50,6 +58,7 @@ fn session(number: u64) -> Session {
     Session {
         number,
         generation: 1,
+        identity: Identity::default(),
         walsender_pid: 100 + number as u32,
         until: None,
     }
@@ -80,18 +89,36 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
     let (lanes_in, lanes): (Vec<_>, Vec<_>) = (0..4).map(|_| mpsc::channel(1_000)).unzip();
     let sinks = lanes_in
         .chunks(2)
-        .map(|lanes| SinkLanes {
+        .zip(["first", "second"])
+        .map(|(lanes, name)| SinkLanes {
+            name: name.into(),
+            keeps: Duration::from_secs(2),
             lanes: lanes.to_vec(),
         })
         .collect();
+    let (work, to_keep) = mpsc::channel(1);
+    let (wishes, _) = watch::channel(Wishes::default());
+    let (strain, _) = watch::channel(false);
+    let (tells, kept) = mpsc::channel(4);
+    let held = Arc::new(Mutex::new(Vec::new()));
+    tokio::spawn(keep(
+        stands.clone(),
+        to_keep,
+        tells.clone(),
+        confirmed_in,
+        held.clone(),
+    ));
     let gate: Gate = Box::new(move |walsender, wanted, news| {
         let _ = gate_in.send((walsender, wanted, news));
         Box::pin(std::future::pending())
     });
     let relay = Relay::new(
-        Router::new(&[route("a.*"), route("b.*")]),
-        vec![0, 1],
+        Routes {
+            router: Router::new(&[route("a.*"), route("b.*")]),
+            ways: vec![("a.*".into(), 0), ("b.*".into(), 1)],
+        },
         sinks,
+        KeyHasher::default(),
         gated.then_some(gate),
         Budget {
             tasks,
@@ -100,9 +127,12 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
         Channels {
             batches: from_intake,
             line: stands,
-            confirmed: confirmed_in,
             orders: orders_in,
             reports: from_lanes,
+            strain,
+            work,
+            wishes,
+            kept,
             signals: signalled,
         },
     );
@@ -114,12 +144,52 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
         reports,
         signals,
         lanes,
+        held,
+        kept: tells,
         gates,
         in_flight: (0..4).map(|_| VecDeque::new()).collect(),
         arrived: Vec::new(),
         relay: running,
     };
     (relay, bench)
+}
+
+/// A keeper that writes everything down at once.
+async fn keep(
+    mut line: watch::Receiver<Line>,
+    mut work: mpsc::Receiver<Work>,
+    tells: mpsc::Sender<Kept>,
+    confirmed: watch::Sender<Confirmation>,
+    held: Arc<Mutex<Vec<Park>>>,
+) {
+    let mut told = 0;
+    loop {
+        let news = tokio::select! {
+            Ok(()) = line.changed() => match &*line.borrow_and_update() {
+                Line::Up(session) if session.generation != told => {
+                    told = session.generation;
+                    Kept::Held { generation: told, keys: vec![Vec::new(); 2], positions: HashSet::new() }
+                }
+                _ => continue,
+            },
+            Some(work) = work.recv() => {
+                let sizes = work.parks.iter().map(|park| park.task.size());
+                let written = Written {
+                    parked: work.tickets.iter().copied().zip(sizes).collect(),
+                    freed: Vec::new(),
+                    lanes: work.lanes,
+                    confirmation: work.confirmation,
+                };
+                held.lock().expect("a lock").extend(work.parks);
+                confirmed.send_replace(work.confirmation);
+                Kept::Written(written)
+            }
+            else => return,
+        };
+        if tells.send(news).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Numbered by its commit's LSN, and committed under this transaction id.
@@ -197,7 +267,10 @@ impl Bench {
     async fn settle_down(&mut self) {
         tokio::time::sleep(Duration::from_millis(1)).await;
         for (lane, inbox) in self.lanes.iter_mut().enumerate() {
-            while let Ok(passages) = inbox.try_recv() {
+            while let Ok(message) = inbox.try_recv() {
+                let Message::Tasks(passages) = message else {
+                    continue;
+                };
                 let positions = passages.iter().map(|passage| passage.task.position);
                 self.arrived
                     .extend(positions.map(|position| (lane, position)));
@@ -224,21 +297,54 @@ impl Bench {
 
     async fn deliver(&mut self, id: &str) {
         let passage = self.take(id);
-        let report = Report::Delivered {
-            counts: vec![(passage.ticket, 1)],
-            tasks: 1,
-            bytes: passage.task.size(),
+        let mut report = Report {
+            delivered: 1,
+            ..Report::default()
+        };
+        match passage.origin {
+            Origin::Stream(ticket) => {
+                report.counts.push((ticket, 1));
+                report.bytes = passage.task.size();
+            }
+            Origin::Hold { hold_id, .. } => report.rows.removed.push(hold_id),
+        }
+        self.reports.send(report).await.expect("the relay is there");
+        self.settle_down().await;
+    }
+
+    /// The lane gives a task up.
+    async fn reject(&mut self, id: &str) {
+        let passage = self.take(id);
+        let Origin::Stream(ticket) = passage.origin else {
+            panic!("{id} is not from the stream");
+        };
+        let park = Park {
+            task: passage.task,
+            sink: "first".into(),
+            route: "a.*".into(),
+            state: State::Dead,
+            due_in: None,
+            due_at: None,
+            blocks: false,
+            attempts: 1,
+            error: Some("no good".to_owned()),
+        };
+        let report = Report {
+            parks: vec![(ticket, park)],
+            ids: Ids::default(),
+            ..Report::default()
         };
         self.reports.send(report).await.expect("the relay is there");
         self.settle_down().await;
     }
 
-    async fn reject(&mut self, id: &str) {
-        let task = self.take(id).task;
-        let cause = Cause::new("no good");
-        let report = Report::Rejected { task, cause };
-        self.reports.send(report).await.expect("the relay is there");
-        self.settle_down().await;
+    /// Id and state of what is held.
+    fn held(&self) -> Vec<(String, State)> {
+        let held = self.held.lock().expect("a lock");
+        let rows = held
+            .iter()
+            .map(|park| (park.task.id().to_owned(), park.state));
+        rows.collect()
     }
 
     fn confirmed(&self) -> u64 {

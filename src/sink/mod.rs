@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -46,6 +47,8 @@ pub enum Outcome {
     Delivered,
     /// Not delivered, or not known to be: the same task, with the same id, may be handed over again.
     Retry(Cause),
+    /// The same, and the receiver asks for so long a pause at least.
+    RetryIn(Duration, Cause),
     /// It can never be delivered as it is.
     Reject(Cause),
 }
@@ -82,6 +85,12 @@ pub trait Sink: Send {
     fn deliver_once<'a>(&'a mut self, batch: &'a [Task], marked: Marked<'a>) -> Delivery<'a> {
         debug_assert_eq!(batch.len(), marked.marks.len(), "a mark for each task");
         self.deliver(batch)
+    }
+
+    /// How long before its `run_at` a task may be handed over: its message says when it is to run, and the receiver keeps
+    /// it until then. What is further ahead waits in the hold table.
+    fn keeps(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

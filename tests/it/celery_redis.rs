@@ -49,6 +49,7 @@ fn words(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Delivered => "delivered".to_owned(),
         Outcome::Retry(cause) => format!("retry: {cause}"),
+        Outcome::RetryIn(after, cause) => format!("retry in {after:?}: {cause}"),
         Outcome::Reject(cause) => format!("reject: {cause}"),
     }
 }

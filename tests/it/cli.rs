@@ -57,7 +57,6 @@ fn told(output: Output) -> (Option<i32>, String, String) {
 fn check_tells_what_a_configuration_says() {
     let folder = folder();
     let expected = "\
-note: app.toml:7: retention = \"keep\" takes effect with the hold table; until then settled rows stay in the outbox
 ok: app.toml
   postgres  slot aftercommit, publication aftercommit
   outbox    aftercommit.outbox, settled rows stay

@@ -209,10 +209,7 @@ impl History {
             .await;
             self.release().await;
             if rows(&self.store.look).await.is_empty() {
-                assert_eq!(
-                    hold::held_keys(&self.store.look, SLOT).await.expect("keys"),
-                    []
-                );
+                assert_eq!(self.store.keys().await, []);
                 return;
             }
         }

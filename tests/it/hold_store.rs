@@ -100,8 +100,10 @@ impl Store {
         names(&self.due().await)
     }
 
-    async fn keys(&self) -> Vec<(String, String)> {
-        let mut keys = hold::held_keys(&self.look, SLOT).await.expect("keys");
+    pub(crate) async fn keys(&self) -> Vec<(String, String)> {
+        let mut keys = Vec::new();
+        let each = |sink: &str, key: &str| keys.push((sink.to_owned(), key.to_owned()));
+        hold::held_keys(&self.look, SLOT, each).await.expect("keys");
         keys.sort();
         keys
     }
@@ -282,7 +284,9 @@ async fn a_row_that_is_sent_again_is_held_once() {
     let again: Vec<Park> = (5..15).map(|n| park(n, "t", Some("k"))).collect();
     store.park(&again).await;
     store.park(&[]).await;
-    let positions = hold::held_positions(&store.look, SLOT, Lsn(1_003))
+    let mut positions = HashSet::new();
+    let each = |position| assert!(positions.insert(position));
+    hold::held_positions(&store.look, SLOT, Lsn(1_003), each)
         .await
         .expect("positions");
     let expected: HashSet<Position> = (3..15).map(|n| park(n, "", None).task.position).collect();

@@ -16,7 +16,7 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 fn config(postgres: &Postgres, sink: &str, in_flight: u32) -> String {
     let url = postgres.url(SUPERUSER);
     format!(
-        "[postgres]\nurl = \"{url}\"\n{sink}\n[[route]]\ntask = \"*\"\nsink = \"it\"\n[limits]\nin_flight = {in_flight}\n"
+        "[postgres]\nurl = \"{url}\"\n{sink}\n[[route]]\ntask = \"*\"\nsink = \"it\"\n[limits]\nin_flight = {in_flight}\n[outbox]\nretention = \"keep\"\n"
     )
 }
 

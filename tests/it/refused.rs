@@ -145,7 +145,7 @@ async fn who_may_not_come_in() {
     server.psql(&format!(
         "revoke connect on database {NAME} from public; grant connect on database {NAME} to walker, plain, stranger"
     ));
-    server.psql_in(NAME, "grant usage on schema aftercommit to plain");
+    server.psql_in(NAME, "grant aftercommit_daemon to plain");
     for (user, database, words) in [
         (
             "walker",

@@ -1,19 +1,8 @@
-//! Rows that a sink could never take: without a hold table they stop the daemon, and lose nothing.
+//! Rows that a sink could never take: they are dead in the hold table, with the reason, and their neighbours flow.
 
-use crate::support::daemon::{Daemon, init};
-use crate::support::exam::{Exam, LIST, assert_discreet};
-use crate::support::wait::PATIENCE;
-
-/// What the daemon says at its end: the words for people, not the log.
-fn last_words(daemon: &Daemon) -> String {
-    let log = daemon.log();
-    let words: Vec<&str> = log
-        .lines()
-        .filter(|line| line.starts_with("error: "))
-        .collect();
-    assert_eq!(words.len(), 1, "{log}");
-    words[0].to_owned()
-}
+use crate::support::daemon::{Daemon, aftercommit, init};
+use crate::support::exam::{Exam, LIST, assert_discreet, says};
+use crate::support::wait::{PATIENCE, eventually};
 
 /// The task names in the list, the oldest first.
 async fn delivered(exam: &Exam) -> Vec<String> {
@@ -28,101 +17,126 @@ async fn delivered(exam: &Exam) -> Vec<String> {
     names.collect()
 }
 
-/// Takes the daemon to a row with an option that nobody knows, with neighbours of other keys in its transaction and
-/// around it; returns the position that it names.
-async fn stopped_by_a_rejected_row(exam: &Exam) -> String {
-    let id = "6d5d1d0c-7f0e-4c0e-8f57-7c1ae2d3a001";
-    exam.postgres
-        .psql("insert into aftercommit.outbox (task) values ('before')");
-    exam.postgres.psql(&format!(
-        "insert into aftercommit.outbox (id, task, key, options) values
-           (gen_random_uuid(), 'neighbour', 'one', null),
-           ('{id}', 'bad', 'two', '{{\"time_limits\": 3}}'),
-           (gen_random_uuid(), 'neighbour', 'three', null)"
-    ));
-    exam.postgres
-        .psql("insert into aftercommit.outbox (task) values ('after')");
-    let mut daemon = Daemon::start(&exam.config());
-    assert_eq!(daemon.ended(PATIENCE).await.code(), Some(1));
-    let words = last_words(&daemon);
-    for needed in [
-        id,
-        "\"bad\"",
-        "options.time_limits is not known to the celery sink",
-    ] {
-        assert!(words.contains(needed), "{needed} in {words}");
-    }
-    let (_, rest) = words.split_once("committed at ").expect("a position");
-    let position = rest.split(',').next().expect("a position").to_owned();
-
-    let names = delivered(exam).await;
-    assert!(names.iter().any(|name| name == "before"), "{names:?}");
-    assert!(!names.iter().any(|name| name == "bad"), "{names:?}");
-    // Everything before it is confirmed, and nothing behind it.
-    let sql = format!("select confirmed_flush_lsn <= '{position}' from pg_replication_slots");
-    assert_eq!(exam.postgres.psql(&sql), "t");
-    position
+/// Waits until these names, and no others, are delivered.
+async fn wait_for_delivered(exam: &Exam, names: &[&str]) {
+    eventually(PATIENCE, &format!("{names:?}"), || async {
+        (delivered(exam).await == names).then_some(())
+    })
+    .await;
 }
 
-/// After the remedy: everything but the rejected row was delivered, and the daemon goes on.
-async fn assert_goes_on(exam: &Exam) {
-    let mut daemon = Daemon::start(&exam.config());
-    exam.postgres
-        .psql("insert into aftercommit.outbox (task) values ('later')");
-    crate::support::wait::eventually(PATIENCE, "the later task", || async {
-        delivered(exam)
-            .await
-            .contains(&"later".to_owned())
+/// Waits until this is what the hold table has: task, state and blocks of each row.
+async fn wait_for_held(exam: &Exam, rows: &str) {
+    eventually(PATIENCE, &format!("{rows:?} in the hold table"), || async {
+        let held = "select task, state, blocks from aftercommit.hold order by hold_id";
+        (exam.postgres.psql(held) == rows).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rejected_row_is_dead_until_somebody_looks() {
+    let exam = Exam::start();
+    let config = exam.config();
+    let mut daemon = Daemon::start(&config);
+    exam.postgres.psql(
+        "insert into aftercommit.outbox (task, key, options) values
+           ('first', 'k', null), ('bad', 'k', '{\"time_limits\": 3}'), ('second', 'k', null)",
+    );
+    wait_for_delivered(&exam, &["first", "second"]).await;
+    wait_for_held(&exam, "bad|dead|f").await;
+    let record = daemon
+        .wait_for_log("the reason", |record| says(record, "dead: this task"))
+        .await;
+    assert!(
+        record["cause"]
+            .as_str()
+            .expect("words")
+            .contains("options.time_limits is not known"),
+        "{record}"
+    );
+    eventually(PATIENCE, "an empty outbox", || async {
+        (exam
+            .postgres
+            .psql("select count(*) from aftercommit.outbox")
+            == "0")
             .then_some(())
     })
     .await;
-    let names = delivered(exam).await;
-    let count = |wanted: &str| names.iter().filter(|name| *name == wanted).count();
-    assert_eq!(
-        (count("before"), count("bad"), count("later")),
-        (1, 0, 1),
-        "{names:?}"
-    );
-    assert!(count("after") >= 1, "{names:?}");
+
+    // Retried as it is, it dies again; made good, it is sent.
+    let retry = || {
+        let output = aftercommit(&["hold", "retry", "--task", "bad"], &config);
+        assert!(output.status.success(), "{output:?}");
+    };
+    let held_at = exam
+        .postgres
+        .psql("select updated_at from aftercommit.hold");
+    retry();
+    eventually(PATIENCE, "another death", || async {
+        let again = format!("select count(*) from aftercommit.hold where state = 'dead' and updated_at > '{held_at}' and attempts = 1");
+        (exam.postgres.psql(&again) == "1").then_some(())
+    })
+    .await;
+    exam.postgres
+        .psql("update aftercommit.hold set options = null");
+    retry();
+    wait_for_delivered(&exam, &["first", "second", "bad"]).await;
+    exam.nothing_left().await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
     assert_discreet(&daemon);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rejected_row_can_be_sent_elsewhere() {
+async fn a_dead_row_may_block_its_key_until_it_is_discarded() {
     let exam = Exam::start();
-    let position = stopped_by_a_rejected_row(&exam).await;
-    let until = exam
-        .postgres
-        .psql(&format!("select '{position}'::pg_lsn + 1"));
-    let elsewhere =
-        "[sink.stdout.elsewhere]\n\n[[route]]\ntask = \"bad\"\nsink = \"elsewhere\"\n\n[[route]]";
-    let config = exam.config().replacen("[[route]]", elsewhere, 1);
-    let mut daemon = Daemon::start_with(&config, |command| {
-        command.args(["--until", &until]);
-    });
-    assert_eq!(daemon.ended(PATIENCE).await.code(), Some(0));
-    let printed = daemon.stdout();
-    assert_eq!(printed.len(), 1, "{printed:?}");
-    assert!(printed[0].contains("\"time_limits\": 3"), "{printed:?}");
-    let names = delivered(&exam).await;
-    let neighbours = names.iter().filter(|name| *name == "neighbour").count();
-    assert!(neighbours >= 2, "{names:?}");
-    assert_goes_on(&exam).await;
+    let config = exam
+        .config()
+        .replace("backoff = ", "on_dead = \"block\", backoff = ");
+    let mut daemon = Daemon::start(&config);
+    exam.postgres.psql(
+        "insert into aftercommit.outbox (task, key, options) values
+           ('first', 'k', null), ('bad', 'k', '{\"time_limits\": 3}'), ('second', 'k', null), ('other', 'o', null)",
+    );
+    wait_for_delivered(&exam, &["first", "other"]).await;
+    wait_for_held(&exam, "bad|dead|t\nsecond|retrying|t").await;
+    // Across a restart, too.
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let mut daemon = Daemon::start(&config);
+    exam.postgres
+        .psql("insert into aftercommit.outbox (task, key) values ('third', 'k'), ('another', 'o')");
+    wait_for_delivered(&exam, &["first", "other", "another"]).await;
+    wait_for_held(&exam, "bad|dead|t\nsecond|retrying|t\nthird|retrying|t").await;
+    let output = aftercommit(&["hold", "discard", "--task", "bad"], &config);
+    assert!(output.status.success(), "{output:?}");
+    wait_for_delivered(&exam, &["first", "other", "another", "second", "third"]).await;
+    exam.nothing_left().await;
+    exam.postgres
+        .psql("insert into aftercommit.outbox (task, key) values ('fourth', 'k')");
+    wait_for_delivered(
+        &exam,
+        &["first", "other", "another", "second", "third", "fourth"],
+    )
+    .await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_slot_can_be_moved_past_the_transaction_of_a_rejected_row() {
+async fn a_row_without_a_route_is_dead_until_there_is_one() {
     let exam = Exam::start();
-    let position = stopped_by_a_rejected_row(&exam).await;
-    // At the start of the commit record the transaction would be sent again: one byte further it is passed.
-    let advance = |position: &str| {
-        exam.postgres.psql(&format!(
-            "select pg_replication_slot_advance('aftercommit', '{position}'::pg_lsn + 1)"
-        ));
-    };
-    advance(&position);
-    assert_goes_on(&exam).await;
+    let config = exam.config();
+    let narrow = config.replace("task = \"*\"", "task = \"shop.*\"");
+    let mut daemon = Daemon::start(&narrow);
+    exam.postgres
+        .psql("insert into aftercommit.outbox (task) values ('shop.a'), ('mail.b'), ('shop.c')");
+    wait_for_delivered(&exam, &["shop.a", "shop.c"]).await;
+    wait_for_held(&exam, "mail.b|dead|f").await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let _daemon = Daemon::start(&config);
+    let output = aftercommit(&["hold", "retry", "--task", "mail.b"], &config);
+    assert!(output.status.success(), "{output:?}");
+    wait_for_delivered(&exam, &["shop.a", "shop.c", "mail.b"]).await;
+    exam.nothing_left().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -136,20 +150,16 @@ async fn a_mapped_table_may_hold_what_is_no_json() {
                   [outbox.columns]\nargs = \"arguments\"\n\n[limits]",
     );
     init(&config);
-    exam.postgres
-        .psql("insert into jobs (task, arguments) values ('before', '[1]')");
-    exam.postgres
-        .psql("insert into jobs (task, arguments) values ('bad', 'canary-payload-93ab')");
-    exam.postgres
-        .psql("insert into jobs (task, arguments) values ('after', '[2]')");
-    let mut daemon = Daemon::start(&config);
-    assert_eq!(daemon.ended(PATIENCE).await.code(), Some(1));
-    let words = last_words(&daemon);
-    eprintln!("{words}");
-    assert!(
-        words.contains("task 2 (\"bad\")") && words.contains("args"),
-        "{words}"
+    let daemon = Daemon::start(&config);
+    exam.postgres.psql(
+        "insert into jobs (task, arguments) values ('before', '[1]'), ('bad', 'canary-payload-93ab'), ('after', '[2]')",
     );
+    wait_for_delivered(&exam, &["before", "after"]).await;
+    wait_for_held(&exam, "bad|dead|f").await;
+    let error = exam
+        .postgres
+        .psql("select last_error from aftercommit.hold");
+    assert!(error.contains("args"), "{error}");
+    assert_eq!(exam.postgres.psql("select count(*) from jobs"), "0");
     assert_discreet(&daemon);
-    assert!(!delivered(&exam).await.contains(&"bad".to_owned()));
 }

@@ -51,6 +51,7 @@ async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
     let session = Session {
         number: 7,
         generation: GENERATION,
+        identity: crate::intake::Identity::default(),
         walsender_pid: 1,
         until,
     };
@@ -85,8 +86,11 @@ async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
 impl Bench {
     fn settle(&self, generation: u64, lsn: u64) {
         let lsn = ConfirmedLsn::vouch(Lsn(lsn));
-        self.confirmed
-            .send_replace(Confirmation { generation, lsn });
+        self.confirmed.send_replace(Confirmation {
+            generation,
+            lsn,
+            ..Confirmation::default()
+        });
     }
 
     /// The items of so many frames, in words.

@@ -192,54 +192,38 @@ async fn draining_without_a_session_does_not_wait_for_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_task_halts_after_the_others_are_delivered_and_stays_unconfirmed() {
+async fn a_rejected_task_is_held_and_confirmed() {
     let mut bench = start(false, 100);
     bench.up(session(1));
     bench
-        .send(
-            1,
-            joined([
-                transaction(100),
-                transaction(200),
-                vec![begin(300), task(300, 0, "a.x")],
-            ]),
-        )
+        .send(1, joined([transaction(100), transaction(200)]))
         .await;
-    assert_eq!(bench.in_flight().await, ["100/0", "200/0", "300/0"]);
+    assert_eq!(bench.in_flight().await, ["100/0", "200/0"]);
     bench.reject("200/0").await;
-    // Nothing new goes, not even of the open transaction: it cannot be confirmed, and would only be sent twice.
-    bench
-        .send(
-            1,
-            joined([
-                vec![task(300, 1, "a.x"), commit(300), alive(350)],
-                transaction(400),
-                vec![alive(500)],
-            ]),
-        )
-        .await;
-    assert_eq!(bench.in_flight().await, ["100/0", "300/0"]);
-    bench.deliver("300/0").await;
-    assert!(!bench.relay.is_finished(), "it drains the others");
+    assert_eq!(bench.held(), [("200/0".to_owned(), State::Dead)]);
+    assert_eq!(bench.confirmed(), 0, "100 is on its way");
     bench.deliver("100/0").await;
-    assert_eq!(bench.confirmed(), 105);
-    bench
-        .halts(Stop::Runtime, "task 200/0 (\"a.x\"), committed at 0/C8")
-        .await;
+    assert_eq!(bench.confirmed(), 205);
+    bench.signals.send_replace(1);
+    bench.ends_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_task_without_a_route_halts_and_is_not_confirmed() {
+async fn a_task_without_a_route_is_held_as_dead() {
     let mut bench = start(false, 4);
     bench.up(session(1));
-    let mut items = joined([transaction(100), vec![begin(200)]]);
-    // More than the budget: their room must not be waited for.
-    items.extend((0..50).map(|ordinal| task(200, ordinal, "c.x")));
-    bench.send(1, items).await;
-    assert_eq!(bench.in_flight().await, ["100/0"]);
-    bench.deliver("100/0").await;
-    assert_eq!(bench.confirmed(), 105);
-    bench.halts(Stop::Runtime, "no [[route]] matches").await;
+    // More than the budget: each makes room for others when it is held.
+    for lsn in (100..1_000).step_by(100) {
+        bench
+            .send(1, vec![begin(lsn), task(lsn, 0, "c.x"), commit(lsn)])
+            .await;
+    }
+    bench.settle_down().await;
+    assert_eq!(bench.held().len(), 9);
+    assert_eq!(bench.confirmed(), 905);
+    assert!(bench.in_flight().await.is_empty());
+    let error = bench.held.lock().expect("a lock")[0].error.clone();
+    assert!(error.is_some_and(|words| words.contains("no [[route]] matches")));
 }
 
 #[tokio::test(start_paused = true)]

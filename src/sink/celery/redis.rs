@@ -24,6 +24,9 @@ use crate::outbox::Task;
 use crate::sink::marks::{Marked, Memory, Named};
 use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
 
+/// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What
+/// is further ahead would fill the workers, and come again and again once the broker's visibility timeout is over.
+const KEPT_BY_WORKERS: Duration = Duration::from_secs(2);
 /// The bindings of an exchange are asked for again after this.
 const BINDINGS_FRESH: Duration = Duration::from_secs(1);
 
@@ -360,6 +363,10 @@ impl Redis {
             let words = format!("{} has not answered within {limit:?}", self.address);
             Err(Outage(Cause::new(words)))
         })
+    }
+
+    fn keeps(&self) -> Duration {
+        KEPT_BY_WORKERS
     }
 }
 

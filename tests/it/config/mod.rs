@@ -74,11 +74,7 @@ visibility = false
         .map(|f| (f.severity, f.line, f.text))
         .collect();
     let expected = [
-        (Severity::Note, 9, "attempts = 3 takes effect with the hold table; until then a task is tried again without end"),
-        (Severity::Note, 9, "hold_after = \"1s\" takes effect with the hold table; until then a task is tried again in its place"),
         (Severity::Warning, 10, "no task reaches the route for \"audit.*\": the route for \"*\" (line 6) comes first and takes them all"),
-        (Severity::Note, 14, "retention = \"delete\" takes effect with the hold table; until then settled rows stay in the outbox"),
-        (Severity::Note, 16, "slot_lag = \"2GiB\" takes effect with the hold table; until then a stalled sink holds the slot back"),
         (Severity::Note, 17, "[admin] takes effect with the status page; until then nothing listens"),
         (Severity::Warning, 19, "no route names the sink \"spare\""),
         (Severity::Warning, 21, "the gate is off: a worker can get a task before it can see the row"),

@@ -20,8 +20,13 @@ pub(crate) fn to_stdout(url: &str, name: &str, more: &str) -> String {
     with_sink(url, name, "[sink.stdout.out]", more)
 }
 
-/// A configuration with one sink, whose table is given, named `out`; `name` is slot and publication.
+/// A configuration with one sink, whose table is given, named `out`; `name` is slot and publication. Rows stay in the
+/// outbox, where [`committed`] finds them; unless `more` has an `[outbox]` of its own.
 pub(crate) fn with_sink(url: &str, name: &str, sink: &str, more: &str) -> String {
+    let more = match more.contains("[outbox]") {
+        true => more.to_owned(),
+        false => format!("{more}\n[outbox]\nretention = \"keep\"\n"),
+    };
     format!(
         r#"
 [postgres]

@@ -228,6 +228,15 @@ retry = {{ backoff = "50ms..500ms" }}
         }
     }
 
+    /// Waits until neither the outbox nor the hold table has a row.
+    pub(crate) async fn nothing_left(&self) {
+        let left = "select (select count(*) from aftercommit.outbox), (select count(*) from aftercommit.hold)";
+        eventually(PATIENCE, "an empty outbox and hold table", || async {
+            (self.postgres.psql(left) == "0|0").then_some(())
+        })
+        .await;
+    }
+
     /// What the slot has confirmed.
     pub(crate) fn confirmed(&self) -> u64 {
         let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots";

@@ -1,0 +1,377 @@
+//! The keeper: the one that writes to the database, and looks into the hold table.
+//!
+//! It writes down what is settled: settled rows leave the outbox, tasks that wait enter the hold, and the checkpoint moves,
+//! all in one transaction. Only then is a position confirmed to the server. So, whatever crashes, each committed row is in
+//! one place at least: before the transaction in the slot, after it with the broker or in the hold. And where settled rows
+//! are deleted, those that are left in the outbox are the unsettled ones. Every write may be made twice: where the answer
+//! to COMMIT is lost, the same work is done again.
+//!
+//! And it brings back what is due. Both go over one connection and into one channel, one after the other: what it says was
+//! due cannot be older than what it has said is written.
+//!
+//! Only the daemon whose walsender holds the slot may write or look: see [`round`].
+
+mod held;
+mod look;
+mod round;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_postgres::Client;
+use tracing::{info, warn};
+
+use super::KeyHasher;
+use super::report::{self, Work, Written};
+use crate::backoff::Backoff;
+use crate::hold::Released;
+use crate::intake::{Confirmation, Line, Session};
+use crate::outbox::{Position, TableName};
+use crate::replication::{Error, Policy, Target, connect_sql};
+use crate::units::BackoffRange;
+
+/// Rounds that only delete rows are no closer together: at low rates one transaction of ours serves many of the
+/// application's.
+const SPACING: Duration = Duration::from_millis(100);
+/// Where nothing is deleted, the checkpoint is written so often.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// Pauses between attempts while the server is away, or refuses.
+const RETRY: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
+/// How long a round may take before its connection counts as dead.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to leave the slot alone that another process seems to read.
+const LOST_SLOT: Duration = Duration::from_millis(200);
+/// The application name of the keeper's connection.
+const NAME: &str = "aftercommit keeper";
+
+/// What the keeper tells the relay.
+#[derive(Debug)]
+pub enum News {
+    /// Work is written down.
+    Written(Written),
+    /// What the hold table has, at the beginning of a generation of sessions. Nothing of the generation may pass before.
+    Held {
+        /// [`Session::generation`].
+        generation: u64,
+        /// By sink: the hashes of the held keys.
+        keys: Vec<Vec<u64>>,
+        /// Rows that the server may send again, and that are held already.
+        positions: HashSet<Position>,
+    },
+    /// The server keeps more WAL for the slot than it should, or no longer.
+    Lags(bool),
+    /// Tasks whose time has come, in order. The relay answers for each of them, in [`Work::rows`].
+    Released(Vec<Released>),
+}
+
+/// What the relay wants of the keeper beside the work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// By sink: it is away, and gets a task now and then.
+    pub away: Vec<bool>,
+    /// Nothing is to be released any more.
+    pub draining: bool,
+}
+
+/// The keeper.
+pub struct Keeper {
+    /// The primary.
+    pub target: Arc<Target>,
+    /// The slot: whose hold and checkpoint.
+    pub slot: String,
+    /// The outbox table.
+    pub table: TableName,
+    /// The column of a task's id, where settled rows are to be deleted.
+    pub delete_by: Option<String>,
+    /// The names of the sinks, by index.
+    pub sinks: Vec<Arc<str>>,
+    /// For the held keys.
+    pub hasher: KeyHasher,
+    /// Bytes of released tasks that may be under way.
+    pub release_bytes: usize,
+    /// Bytes of WAL that the server may keep for the slot before stalled sinks spill.
+    pub slot_lag: u64,
+    /// How the intake stands.
+    pub line: watch::Receiver<Line>,
+    /// What to write.
+    pub work: mpsc::Receiver<Work>,
+    /// What else is wanted.
+    pub wishes: watch::Receiver<Wishes>,
+    /// To the relay.
+    pub news: mpsc::Sender<News>,
+    /// To the intake: what may be confirmed.
+    pub confirmed: watch::Sender<Confirmation>,
+}
+
+struct Running {
+    keeper: Keeper,
+    client: Option<Client>,
+    /// The session that streams.
+    session: Option<Session>,
+    /// The generation for which the relay knows what is held.
+    told: u64,
+    /// Work that waits for its time.
+    waiting: Option<(Work, Instant)>,
+    /// When the last round was written.
+    written_at: Instant,
+    /// Tasks were settled since the checkpoint was written.
+    unsaved: bool,
+    /// Bytes of WAL that the server keeps for the slot, as seen last.
+    retained: u64,
+    /// What the relay was told of that.
+    lags: bool,
+    /// Released tasks that are under way: row and size.
+    under_way: HashMap<i64, usize>,
+    /// Bytes of them.
+    bytes: usize,
+    /// When to look into the hold table again.
+    next_look: Instant,
+    /// When to try each sink that is away.
+    probes: Vec<look::Probe>,
+    trouble: Backoff,
+}
+
+/// Nobody listens any more.
+struct Gone;
+
+impl Keeper {
+    /// Keeps until there is no more work to come.
+    pub async fn run(self) {
+        let probes = self.sinks.iter().map(|_| look::Probe::new()).collect();
+        let now = Instant::now();
+        let mut running = Running {
+            keeper: self,
+            client: None,
+            session: None,
+            told: 0,
+            waiting: None,
+            written_at: now,
+            unsaved: false,
+            retained: 0,
+            lags: false,
+            under_way: HashMap::new(),
+            bytes: 0,
+            next_look: now,
+            probes,
+            trouble: Backoff::new(RETRY),
+        };
+        while running.step().await.is_ok() {}
+    }
+}
+
+impl Running {
+    async fn step(&mut self) -> Result<(), Gone> {
+        let ready_at = self.waiting.as_ref().map(|(_, at)| *at);
+        let looks = self.session.is_some();
+        tokio::select! {
+            biased;
+            Ok(()) = self.keeper.line.changed() => {
+                self.line();
+                Ok(())
+            }
+            work = self.keeper.work.recv(), if self.waiting.is_none() => {
+                self.take(work.ok_or(Gone)?).await
+            }
+            () = until(ready_at), if ready_at.is_some() => match self.waiting.take() {
+                Some((work, _)) => self.settle(work).await,
+                None => Ok(()),
+            },
+            Ok(()) = self.keeper.wishes.changed() => {
+                self.next_look = Instant::now();
+                Ok(())
+            }
+            () = sleep_until(self.next_look), if looks => match self.session {
+                Some(session) if session.generation != self.told => self.tell_held(session).await,
+                Some(session) => self.look(session).await,
+                None => Ok(()),
+            },
+            () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// The intake stands differently.
+    fn line(&mut self) {
+        self.session = match &*self.keeper.line.borrow_and_update() {
+            Line::Up(session) => Some(*session),
+            Line::Down | Line::Halted(_) => None,
+        };
+        if self.session.is_none() {
+            // A server that shuts down waits for its clients.
+            self.client = None;
+        }
+        self.next_look = Instant::now();
+    }
+
+    /// Work comes: it is written at once, but for deletes that can wait for more.
+    async fn take(&mut self, work: Work) -> Result<(), Gone> {
+        let draining = self.keeper.wishes.borrow().draining;
+        let earliest = self.written_at + SPACING;
+        let only_deletes = work.changes_rows() && !work.changes_hold();
+        if only_deletes && !draining && Instant::now() < earliest {
+            self.waiting = Some((work, earliest));
+            return Ok(());
+        }
+        self.settle(work).await
+    }
+
+    /// Writes work down and says so.
+    async fn settle(&mut self, mut work: Work) -> Result<(), Gone> {
+        self.unsaved |= work.settled > 0;
+        let saves = self.unsaved && self.written_at.elapsed() >= CHECKPOINT_EVERY;
+        let mut freed = Vec::new();
+        if work.changes_rows() || saves && self.session.is_some() {
+            freed = self.write(&mut work).await?;
+            self.written_at = Instant::now();
+            self.unsaved = false;
+        }
+        self.keeper.confirmed.send_if_modified(|known| {
+            let news = *known != work.confirmation;
+            *known = work.confirmation;
+            news
+        });
+        for hold_id in work.rows.hold_ids() {
+            self.bytes -= self.under_way.remove(&hold_id).unwrap_or_default();
+        }
+        if work.changes_hold() || !work.rows.is_empty() {
+            self.next_look = Instant::now();
+        }
+        let written = Written {
+            parked: report::sizes(&work),
+            freed,
+            lanes: work.lanes,
+            confirmation: work.confirmation,
+        };
+        self.tell(News::Written(written)).await
+    }
+
+    /// Writes one round, trying again until it is committed, or cannot be meant any more.
+    async fn write(&mut self, work: &mut Work) -> Result<Vec<(usize, u64)>, Gone> {
+        loop {
+            let session = self.up().await?;
+            if session.generation != work.confirmation.generation {
+                // The server tells its history differently now: what came from the other one comes again, if it exists.
+                // What was delivered was delivered.
+                work.parks.clear();
+                work.tickets.clear();
+                if session.identity.system_id != work.confirmation.identity.system_id {
+                    return Ok(Vec::new());
+                }
+            }
+            let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(session, work)).await;
+            let error = match round {
+                Ok(Ok(freed)) => {
+                    if self.trouble.attempts() > 0 {
+                        info!(
+                            attempts = self.trouble.attempts(),
+                            "what is settled is written down again"
+                        );
+                        self.trouble.reset();
+                    }
+                    return Ok(freed);
+                }
+                Ok(Err(error)) if error.policy() == Policy::StandBy => {
+                    self.not_ours().await?;
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {ROUND_TIMEOUT:?}"),
+            };
+            let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";
+            self.failed(&error, words).await?;
+        }
+    }
+
+    /// The session that streams; waits until there is one.
+    async fn up(&mut self) -> Result<Session, Gone> {
+        loop {
+            self.line();
+            if let Some(session) = self.session {
+                return Ok(session);
+            }
+            tokio::select! {
+                changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+                () = self.keeper.news.closed() => return Err(Gone),
+            }
+        }
+    }
+
+    /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
+    async fn not_ours(&mut self) -> Result<(), Gone> {
+        tokio::select! {
+            changed = self.keeper.line.changed() => changed.map_err(|_| Gone),
+            () = tokio::time::sleep(LOST_SLOT) => Ok(()),
+            () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// Something failed: the connection is given up; pauses.
+    async fn failed(&mut self, error: &str, words: &'static str) -> Result<(), Gone> {
+        self.client = None;
+        let pause = self.trouble.next(fastrand::f64());
+        warn!(error, attempt = self.trouble.attempts(), "{words}");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// The connection, opened if need be.
+    async fn client(&mut self) -> Result<&mut Client, Error> {
+        if self.client.as_ref().is_some_and(Client::is_closed) {
+            self.client = None;
+        }
+        match &mut self.client {
+            Some(client) => Ok(client),
+            empty @ None => {
+                let client = connect_sql(&self.keeper.target, NAME).await?;
+                // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them.
+                client
+                    .batch_execute(
+                        "select set_config('synchronous_commit', 'local', false) \
+                         where current_setting('synchronous_commit') = 'off'",
+                    )
+                    .await
+                    .map_err(|error| Error::sql("the keeper's session", error))?;
+                Ok(empty.insert(client))
+            }
+        }
+    }
+
+    /// Tells the relay when the slot's lag passes its limit.
+    async fn tell_lag(&mut self) -> Result<(), Gone> {
+        let lags = self.retained > self.keeper.slot_lag;
+        if lags == self.lags {
+            return Ok(());
+        }
+        self.lags = lags;
+        if lags {
+            warn!(
+                retained = self.retained,
+                limit = self.keeper.slot_lag,
+                "the server keeps more WAL for the slot than [limits] slot_lag; stalled sinks spill to the hold table"
+            );
+        } else {
+            info!(
+                retained = self.retained,
+                "the slot is within [limits] slot_lag again"
+            );
+        }
+        self.tell(News::Lags(lags)).await
+    }
+
+    async fn tell(&mut self, news: News) -> Result<(), Gone> {
+        self.keeper.news.send(news).await.map_err(|_| Gone)
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    if let Some(at) = at {
+        sleep_until(at).await;
+    }
+}

@@ -1,0 +1,171 @@
+//! Random histories: a sink that fails and goes away, a keeper that is slow, a hold table that does as ours.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::delivery::Message;
+
+/// A row of the hold table.
+#[derive(Clone, Debug)]
+struct Row {
+    number: u64,
+    key: Option<u8>,
+    attempts: u32,
+}
+
+/// The hold table, the keeper, and the way between them and the lane.
+#[derive(Default)]
+struct Hold {
+    rows: BTreeMap<i64, Row>,
+    last_id: i64,
+    under_way: HashSet<i64>,
+    reports: VecDeque<Report>,
+    /// To the lane.
+    inbox: VecDeque<Message>,
+}
+
+impl Hold {
+    /// The keeper writes down the first reports.
+    fn write(&mut self, count: usize, queue: &LaneQueue) {
+        let mut removed_keys = HashSet::new();
+        let mut seq = 0;
+        let count = count.min(self.reports.len());
+        let reports: Vec<Report> = self.reports.drain(..count).collect();
+        // As one transaction of ours: parks first.
+        for (_, park) in reports.iter().flat_map(|report| &report.parks) {
+            self.last_id += 1;
+            let key = park.task.text(Field::Key);
+            let row = Row {
+                number: park.task.position.ordinal,
+                key: key.map(|key| key.parse().expect("a key")),
+                attempts: park.attempts,
+            };
+            self.rows.insert(self.last_id, row);
+        }
+        for report in &reports {
+            seq = report.seq;
+            for hold_id in report.rows.hold_ids() {
+                assert!(self.under_way.remove(&hold_id), "{hold_id} twice");
+            }
+            for hold_id in &report.rows.removed {
+                let row = self.rows.remove(hold_id).expect("a row");
+                removed_keys.extend(row.key);
+            }
+            for postponed in &report.rows.postponed {
+                let row = self.rows.get_mut(&postponed.hold_id).expect("a row");
+                row.attempts = postponed.attempts;
+            }
+        }
+        if reports.is_empty() {
+            return;
+        }
+        removed_keys.retain(|key| self.rows.values().all(|row| row.key != Some(*key)));
+        let hash = |key: &u8| queue.hasher.hash(key.to_string().as_bytes());
+        let freed = removed_keys.iter().map(hash).collect();
+        self.inbox.push_back(Message::Written { seq, freed });
+    }
+
+    /// The keeper looks for what is due: of each key all before the first that was tried, or that one alone.
+    fn release(&mut self) {
+        let mut seen = HashSet::new();
+        let mut stopped = HashSet::new();
+        let mut passages = Vec::new();
+        for (&hold_id, row) in &self.rows {
+            if let Some(key) = row.key {
+                let first = seen.insert(key);
+                if row.attempts > 0 && !first || stopped.contains(&key) {
+                    stopped.insert(key);
+                    continue;
+                }
+                if row.attempts > 0 {
+                    stopped.insert(key);
+                }
+            }
+            if self.under_way.insert(hold_id) {
+                passages.push(released(hold_id, row.attempts, row.number, row.key));
+            }
+        }
+        if !passages.is_empty() {
+            self.inbox.push_back(Message::Tasks(passages));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Whatever happens: each task is delivered once, and those of a key in their order.
+    #[test]
+    fn keeps_order_per_key_and_loses_nothing(
+        keys in proptest::collection::vec(proptest::option::of(0u8..4), 1..60),
+        steps in proptest::collection::vec((0u8..8, 1usize..7, any::<u16>(), 0u64..300), 1..200),
+        hold_after in 0u64..400,
+    ) {
+        let mut now = Instant::now();
+        let mut queue = queue(rule(u32::MAX, Duration::from_millis(hold_after), false));
+        let mut hold = Hold::default();
+        let mut coming = keys.iter().copied().enumerate();
+        let mut delivered: Vec<u64> = Vec::new();
+        let healthy = (0..400).flat_map(|_| {
+            [(0u8, 7usize, 0u16, 1000u64), (3, 7, 0, 1000), (1, 7, 0, 0), (2, 7, 0, 0)]
+        });
+        for (kind, size, fails, pause) in steps.into_iter().chain(healthy) {
+            match kind {
+                // New tasks, and what the keeper has told.
+                0 => {
+                    for (number, key) in coming.by_ref().take(size) {
+                        hold.inbox.push_back(Message::Tasks(vec![passage(number as u64, key)]));
+                    }
+                    let size = size.min(hold.inbox.len());
+                    for message in hold.inbox.drain(..size) {
+                        match message {
+                            Message::Tasks(passages) => {
+                                passages.into_iter().for_each(|passage| queue.push(passage));
+                            }
+                            Message::Written { seq, freed } => queue.written(seq, &freed),
+                            Message::Held(_) => {}
+                        }
+                    }
+                }
+                1 => hold.write(size, &queue),
+                2 => hold.release(),
+                // The sink is away for long.
+                7 => queue.spill(&Cause::new("away"), true),
+                // A batch.
+                _ => {
+                    now += Duration::from_millis(pause);
+                    let batch = queue.next_batch(at(now), size, usize::MAX);
+                    if kind == 6 {
+                        queue.give_back(batch);
+                        continue;
+                    }
+                    let mut failed: HashSet<Vec<u8>> = HashSet::new();
+                    for (index, passage) in batch.into_iter().enumerate() {
+                        let key = passage.task.key().map(<[u8]>::to_vec);
+                        let behind = key.as_ref().is_some_and(|key| failed.contains(key));
+                        if behind || fails >> index & 1 == 1 {
+                            failed.extend(key);
+                            queue.outcome(passage, retry(), at(now));
+                        } else {
+                            delivered.push(passage.task.position.ordinal);
+                            queue.delivered(&passage);
+                        }
+                    }
+                    queue.finish_batch();
+                }
+            }
+            hold.reports.extend(queue.take_report());
+        }
+        let mut sorted = delivered.clone();
+        sorted.sort_unstable();
+        prop_assert_eq!(sorted, (0..keys.len() as u64).collect::<Vec<_>>());
+        for key in 0u8..4 {
+            let of_key: Vec<u64> =
+                delivered.iter().copied().filter(|&n| keys[n as usize] == Some(key)).collect();
+            prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
+        }
+        prop_assert!(hold.rows.is_empty() && hold.under_way.is_empty());
+    }
+}
