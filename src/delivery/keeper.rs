@@ -57,8 +57,8 @@ pub enum News {
     Written(Written),
     /// What the hold table has, at the beginning of a generation of sessions. Nothing of the generation may pass before.
     Held {
-        /// [`Session::generation`].
-        generation: u64,
+        /// The session in which it was read.
+        session: Session,
         /// By sink: the hashes of the held keys.
         keys: Vec<Vec<u64>>,
         /// Rows that the server may send again, and that are held already.
@@ -122,6 +122,8 @@ struct Running {
     written_at: Instant,
     /// Tasks were settled since the checkpoint was written.
     unsaved: bool,
+    /// What the checkpoint says.
+    saved: Confirmation,
     /// Bytes of WAL that the server keeps for the slot, as seen last.
     retained: u64,
     /// What the relay was told of that.
@@ -153,6 +155,7 @@ impl Keeper {
             waiting: None,
             written_at: now,
             unsaved: false,
+            saved: Confirmation::default(),
             retained: 0,
             lags: false,
             under_way: HashMap::new(),
@@ -246,6 +249,7 @@ impl Running {
             freed,
             lanes: work.lanes,
             confirmation: work.confirmation,
+            saved: self.saved,
         };
         self.tell(News::Written(written)).await
     }
@@ -266,6 +270,9 @@ impl Running {
             let round = tokio::time::timeout(ROUND_TIMEOUT, self.round(session, work)).await;
             let error = match round {
                 Ok(Ok(freed)) => {
+                    if session.generation == work.confirmation.generation {
+                        self.saved = work.confirmation;
+                    }
                     if self.trouble.attempts() > 0 {
                         info!(
                             attempts = self.trouble.attempts(),

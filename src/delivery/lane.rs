@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::queue::{At, LaneQueue, Verdict};
-use super::{KeyHasher, Message, Origin, Passage, Report, Rule};
+use super::{KeyHasher, Marking, Message, Origin, Passage, Report, Rule};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::outbox::Task;
@@ -35,6 +35,8 @@ pub struct Lane {
     pub name: Arc<str>,
     /// The sink, this lane's own.
     pub sink: Box<dyn Sink>,
+    /// Names its tasks to the sink.
+    pub marking: Marking,
     /// What each route says of failures.
     pub rules: Arc<[Rule]>,
     /// For the keys.
@@ -143,8 +145,18 @@ impl Running {
                     self.queue.push(passage);
                 }
             }
-            Message::Held(hashes) => self.queue.learn_held(hashes),
-            Message::Written { seq, freed } => self.queue.written(seq, &freed),
+            Message::Begins {
+                generation,
+                identity,
+                held,
+            } => {
+                self.queue.begin(held);
+                self.lane.marking.begin(generation, identity);
+            }
+            Message::Written { seq, freed, saved } => {
+                self.queue.written(seq, &freed);
+                self.lane.marking.written(seq, saved);
+            }
         }
     }
 
@@ -171,11 +183,15 @@ impl Running {
 
     /// Hands one batch to the sink.
     async fn hand_over(&mut self, batch: Vec<Passage>) {
+        let marked = self.lane.marking.mark(&batch, self.queue.turn());
         let (tasks, tags): (Vec<Task>, Vec<(Origin, usize)>) = batch
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = self.lane.sink.deliver(&tasks).await;
+        let answer = match marked {
+            Some(marked) => self.lane.sink.deliver_once(&tasks, marked).await,
+            None => self.lane.sink.deliver(&tasks).await,
+        };
         let passages = tasks.into_iter().zip(tags);
         let passages = passages.map(|(task, (origin, route))| Passage {
             task,

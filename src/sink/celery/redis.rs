@@ -364,10 +364,6 @@ impl Redis {
             Err(Outage(Cause::new(words)))
         })
     }
-
-    fn keeps(&self) -> Duration {
-        KEPT_BY_WORKERS
-    }
 }
 
 impl Sink for Redis {
@@ -377,6 +373,10 @@ impl Sink for Redis {
 
     fn deliver_once<'a>(&'a mut self, batch: &'a [Task], marked: Marked<'a>) -> Delivery<'a> {
         Box::pin(self.push_in_time(batch, Some(marked)))
+    }
+
+    fn keeps(&self) -> Duration {
+        KEPT_BY_WORKERS
     }
 }
 

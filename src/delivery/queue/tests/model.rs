@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::delivery::Message;
+use crate::intake::Confirmation;
 
 /// A row of the hold table.
 #[derive(Clone, Debug)]
@@ -64,7 +65,11 @@ impl Hold {
         removed_keys.retain(|key| self.rows.values().all(|row| row.key != Some(*key)));
         let hash = |key: &u8| queue.hasher.hash(key.to_string().as_bytes());
         let freed = removed_keys.iter().map(hash).collect();
-        self.inbox.push_back(Message::Written { seq, freed });
+        self.inbox.push_back(Message::Written {
+            seq,
+            freed,
+            saved: Confirmation::default(),
+        });
     }
 
     /// The keeper looks for what is due: of each key all before the first that was tried, or that one alone.
@@ -124,8 +129,8 @@ proptest! {
                             Message::Tasks(passages) => {
                                 passages.into_iter().for_each(|passage| queue.push(passage));
                             }
-                            Message::Written { seq, freed } => queue.written(seq, &freed),
-                            Message::Held(_) => {}
+                            Message::Written { seq, freed, .. } => queue.written(seq, &freed),
+                            Message::Begins { .. } => {}
                         }
                     }
                 }
