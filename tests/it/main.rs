@@ -7,6 +7,7 @@ mod config;
 mod conformance;
 mod contract;
 mod demo;
+mod exactly_once;
 mod example;
 mod gate;
 mod hold_cli;

@@ -152,7 +152,7 @@ async fn cut_and_reset_connections_lose_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_answer_repeats_the_same_ids() {
+async fn a_lost_answer_is_known_to_have_been_one() {
     let mut exam = Exam::start();
     let proxy = Proxy::start(exam.redis.port());
     let load = exam.load(2, Duration::from_millis(50));
@@ -172,8 +172,7 @@ async fn a_lost_answer_repeats_the_same_ids() {
     }
     load.stop().await;
     let receipt = exam.receipt().await;
-    assert!(receipt.duplicates > 0, "no answer was lost");
-    receipt.assert_sound("lost answers", 3 * IN_FLIGHT);
+    receipt.assert_sound("lost answers", 0);
     assert_discreet(&daemon);
 }
 
