@@ -23,8 +23,8 @@
 //! back, an evicted or expired ledger: then what was in flight comes a second time, with the same task id, and nothing is
 //! lost that was not lost with the lists. A failover to a replica that is behind loses messages and notes together. On a
 //! Redis Cluster the lists and the ledger would be on several nodes: it takes no such transaction, and this sink refuses
-//! it. What a lane gave to the hold table while Redis was away may come again when the daemon is killed in the same
-//! outage, at most one batch of it.
+//! it. What was in flight when the daemon was killed, or in doubt, and went to the hold table because Redis was away for
+//! long, may come again, where it was not the first of its transaction in its batch.
 
 use std::io::IoSlice;
 

@@ -1,4 +1,4 @@
-//! How a note lists its tasks: a few bytes for each, less where several come from one transaction.
+//! How a note lists its tasks: seven or eight bytes for each, four where many come from one transaction.
 //!
 //! A note is a sequence of lists, put one after the other by whoever stores them; each begins with a zero. Numbers are
 //! in groups of seven bits, the lowest first; differences to the number before are folded to be positive.
@@ -10,13 +10,13 @@ use crate::pg::Lsn;
 const RESET: u8 = 0;
 /// Row 0 of a transaction: difference of the LSN, hash.
 const ONE: u8 = 1;
-/// Successive rows of a transaction: difference of the LSN, first row, how many come after it, hash of the first.
+/// Successive rows of a transaction: difference of the LSN, first row, how many come after it, hashes.
 const RUN: u8 = 2;
 /// A row of the hold table: difference of the number, hash.
 const HELD: u8 = 3;
 
 /// What a note lists.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Item {
     /// Rows of a transaction.
     Run(Run),
@@ -30,14 +30,28 @@ pub enum Item {
 }
 
 /// Successive rows of a transaction.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Run {
     /// The first.
     pub first: Position,
-    /// Ordinal of the last.
-    pub last: u64,
-    /// [`hash`] of the first one's id.
-    pub hash: u32,
+    /// [`hash`] of the id of each; one at least.
+    pub hashes: Vec<u32>,
+}
+
+impl Run {
+    /// The hash of the row at a position, if it is one of these.
+    pub fn get(&self, position: Position) -> Option<u32> {
+        if self.first.commit_lsn != position.commit_lsn {
+            return None;
+        }
+        let nth = position.ordinal.checked_sub(self.first.ordinal)?;
+        self.hashes.get(usize::try_from(nth).ok()?).copied()
+    }
+
+    fn is_continued_by(&self, position: Position) -> bool {
+        let next = self.first.ordinal.checked_add(self.hashes.len() as u64);
+        self.first.commit_lsn == position.commit_lsn && next == Some(position.ordinal)
+    }
 }
 
 /// The bytes are no note.
@@ -50,6 +64,8 @@ pub struct List {
     bytes: Vec<u8>,
     /// Not written yet: the next row may continue it.
     open: Option<Run>,
+    /// For the hashes of the next run.
+    spare: Vec<u32>,
     lsn: u64,
     hold_id: u64,
 }
@@ -58,17 +74,17 @@ impl List {
     /// Adds a task that came from the stream.
     pub fn add(&mut self, position: Position, hash: u32) {
         if let Some(run) = &mut self.open
-            && run.first.commit_lsn == position.commit_lsn
-            && run.last.checked_add(1) == Some(position.ordinal)
+            && run.is_continued_by(position)
         {
-            run.last = position.ordinal;
+            run.hashes.push(hash);
             return;
         }
         self.close();
+        let mut hashes = std::mem::take(&mut self.spare);
+        hashes.push(hash);
         self.open = Some(Run {
             first: position,
-            last: position.ordinal,
-            hash,
+            hashes,
         });
     }
 
@@ -96,17 +112,22 @@ impl List {
     }
 
     fn close(&mut self) {
-        let Some(run) = self.open.take() else { return };
-        let Lsn(lsn) = run.first.commit_lsn;
-        let more = run.last - run.first.ordinal;
-        let one = run.first.ordinal == 0 && more == 0;
+        let Some(Run { first, mut hashes }) = self.open.take() else {
+            return;
+        };
+        let Lsn(lsn) = first.commit_lsn;
+        let more = hashes.len() as u64 - 1;
+        let one = first.ordinal == 0 && more == 0;
         self.begin(if one { ONE } else { RUN });
         number(&mut self.bytes, folded(self.lsn, lsn));
         if !one {
-            number(&mut self.bytes, run.first.ordinal);
+            number(&mut self.bytes, first.ordinal);
             number(&mut self.bytes, more);
         }
-        self.bytes.extend_from_slice(&run.hash.to_le_bytes());
+        for hash in hashes.drain(..) {
+            self.bytes.extend_from_slice(&hash.to_le_bytes());
+        }
+        self.spare = hashes;
         self.lsn = lsn;
     }
 }
@@ -128,13 +149,15 @@ pub fn read(mut bytes: &[u8]) -> Result<Vec<Item>, Malformed> {
                     ONE => (0, 0),
                     _ => (read_number(&mut bytes)?, read_number(&mut bytes)?),
                 };
+                ordinal.checked_add(more).ok_or(Malformed)?;
+                // No more than there are bytes: nothing is reserved before.
+                let hashes = (0..=more).map(|_| read_hash(&mut bytes));
                 items.push(Item::Run(Run {
                     first: Position {
                         commit_lsn: Lsn(lsn),
                         ordinal,
                     },
-                    last: ordinal.checked_add(more).ok_or(Malformed)?,
-                    hash: read_hash(&mut bytes)?,
+                    hashes: hashes.collect::<Result<_, _>>()?,
                 }));
             }
             HELD if begun => {
@@ -225,16 +248,17 @@ mod tests {
     }
 
     #[test]
-    fn a_row_takes_a_few_bytes_and_a_large_transaction_no_more() {
+    fn a_row_takes_a_few_bytes() {
         let mut list = List::default();
         list.add(at(0x1_0000_0000, 0), 1);
         let first = 2 + 5 + 4;
         (1..100).for_each(|n| list.add(at(0x1_0000_0000 + 400 * n, 0), 1));
         list.add_held(70_000, 2);
         list.add_held(70_001, 3);
-        (0..100_000).for_each(|n| list.add(at(0x1_0001_0000, n), n as u32));
+        (0..1_000).for_each(|n| list.add(at(0x1_0001_0000, n), n as u32));
         let bytes = list.finish();
-        let expected = first + 99 * (1 + 2 + 4) + (1 + 3 + 4) + (1 + 1 + 4) + (1 + 3 + 1 + 3 + 4);
+        let expected =
+            first + 99 * (1 + 2 + 4) + (1 + 3 + 4) + (1 + 1 + 4) + (1 + 3 + 1 + 2 + 4_000);
         assert_eq!(bytes.len(), expected);
         let items = read(&bytes).unwrap();
         assert_eq!(items.len(), 103);
@@ -251,8 +275,7 @@ mod tests {
                 },
                 Item::Run(Run {
                     first: at(0x1_0001_0000, 0),
-                    last: 99_999,
-                    hash: 0
+                    hashes: (0..1_000).collect(),
                 }),
             ]
         );
@@ -284,6 +307,7 @@ mod tests {
                 RESET, RUN, 1, 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0,
                 0,
             ],
+            &[RESET, RUN, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0],
         ] {
             assert_eq!(read(bytes), Err(Malformed), "{bytes:?}");
         }
@@ -316,10 +340,7 @@ mod tests {
             for item in read(&bytes).unwrap() {
                 match item {
                     Item::Held { hold_id, hash } => found.push((None, hold_id.cast_unsigned(), hash)),
-                    Item::Run(run) => (run.first.ordinal..=run.last).for_each(|ordinal| {
-                        // Only the first one's hash is kept.
-                        let first = ordinal == run.first.ordinal;
-                        let hash = if first { run.hash } else { expected[found.len()].2 };
+                    Item::Run(run) => (run.first.ordinal..).zip(run.hashes).for_each(|(ordinal, hash)| {
                         found.push((Some(run.first.commit_lsn.0), ordinal, hash));
                     }),
                 }

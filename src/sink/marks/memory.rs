@@ -20,11 +20,13 @@ const MAX_BYTES: usize = 8 << 20;
 const MAX_NOTES: usize = 1 << 16;
 /// Notes that one batch takes away; more wait for the next.
 const MAX_FORGOTTEN: usize = 64;
-/// Held tasks in notes that were found, not written, count as settled after so many others: many more than are under way at
-/// a time. What they were about is not known here, and most of it was settled before.
+/// Notes that were found, not written, are kept beyond their being settled: what was sent again while the place was away may
+/// have gone to the hold, and comes from there later. So many of them, and until so many others came from the hold: more
+/// than are under way at a time.
+const MAX_ASIDE: usize = 256;
 const HELD_BEHIND: u64 = 1 << 16;
-/// Runs that were found are kept beyond their being settled, if there are no more than these.
-const MAX_SETTLED_RUNS: usize = 1 << 14;
+/// What they list is remembered, unless it is more than so many rows.
+const MAX_SETTLED_ROWS: usize = 1 << 18;
 /// Doubtful tasks that were applied, and have not come again: some never do.
 const MAX_TAKEN: usize = 1 << 16;
 
@@ -78,15 +80,10 @@ struct Note {
 #[derive(Debug, Default)]
 struct Found {
     /// By first position.
-    runs: Vec<Sighting>,
+    runs: Vec<Run>,
+    /// Rows in them.
+    rows: usize,
     held: HashSet<(i64, u32)>,
-}
-
-#[derive(Debug)]
-struct Sighting {
-    run: Run,
-    /// The first of the run has come again, with the same id. With another one, this would be another history.
-    verified: bool,
 }
 
 /// What a sink remembers.
@@ -96,7 +93,7 @@ pub struct Memory {
     next: u64,
     /// Oldest first.
     notes: VecDeque<Note>,
-    /// Notes without which nothing of the stream would be repeated, but a held task might be.
+    /// Notes without which nothing of the stream would be repeated, but a task that comes from the hold might be.
     aside: Vec<Note>,
     bytes: usize,
     held_until: u64,
@@ -151,8 +148,7 @@ impl Memory {
                 match item {
                     Item::Run(run) => {
                         newest = newest.max(run.first.commit_lsn);
-                        let verified = false;
-                        self.found.runs.push(Sighting { run, verified });
+                        self.found.add(run);
                     }
                     Item::Held { hold_id, hash } => {
                         held += 1;
@@ -162,7 +158,7 @@ impl Memory {
             }
             self.keep(number, note.len(), newest, held, None);
         }
-        self.found.runs.sort_by_key(|sighting| sighting.run.first);
+        self.found.runs.sort_by_key(|run| run.first);
         let doubt = std::mem::take(&mut self.doubt);
         if self.doubtful.take().is_some() {
             if self.taken.len() > MAX_TAKEN {
@@ -176,7 +172,7 @@ impl Memory {
     }
 
     /// Whether the place has it already.
-    pub fn has(&mut self, named: &Named) -> bool {
+    pub fn has(&self, named: &Named) -> bool {
         self.found.has(named) || self.taken.get(&named.position) == Some(&named.hash)
     }
 
@@ -236,28 +232,30 @@ impl Memory {
             let Some(note) = self.notes.pop_front() else {
                 break;
             };
-            match note.held {
-                0 => self.drop(&note, &mut forgotten),
-                _ if full => self.drop(&note, &mut forgotten),
-                _ => self.aside.push(note),
+            match !full && (note.held > 0 || note.turn.is_none()) {
+                true => self.aside.push(note),
+                false => self.drop(&note, &mut forgotten),
             }
         }
+        let found_notes = self.aside.iter().filter(|note| note.turn.is_none());
+        let mut found_notes = found_notes.count();
         for note in std::mem::take(&mut self.aside) {
             let done = match note.turn {
                 Some(turn) => turn <= settled.turn,
-                None => self.held_until - note.held_until >= HELD_BEHIND,
+                None => self.held_until - note.held_until >= HELD_BEHIND || found_notes > MAX_ASIDE,
             };
+            found_notes -= usize::from(note.turn.is_none() && done);
             match done && forgotten.len() < MAX_FORGOTTEN {
                 true => self.drop(&note, &mut forgotten),
                 false => self.aside.push(note),
             }
         }
-        // What was sent again while the place was away may have gone to the hold, and comes from there later.
         let newest = self.found.runs.last();
-        if self.found.runs.len() > MAX_SETTLED_RUNS
-            && newest.is_some_and(|newest| newest.run.first.commit_lsn < settled.below)
+        if self.found.rows > MAX_SETTLED_ROWS
+            && newest.is_some_and(|newest| newest.first.commit_lsn < settled.below)
         {
             self.found.runs = Vec::new();
+            self.found.rows = 0;
         }
         forgotten
     }
@@ -289,31 +287,21 @@ impl Memory {
 }
 
 impl Found {
-    fn has(&mut self, named: &Named) -> bool {
+    fn add(&mut self, run: Run) {
+        self.rows += run.hashes.len();
+        self.runs.push(run);
+    }
+
+    /// By its row in the hold table, or by its position, wherever it comes from this time.
+    fn has(&self, named: &Named) -> bool {
         if let Mark::Held(hold_id) = named.mark
             && self.held.contains(&(hold_id, named.hash))
         {
             return true;
         }
-        let position = named.position;
-        let after = |sighting: &Sighting| sighting.run.first <= position;
+        let after = |run: &Run| run.first <= named.position;
         let behind = self.runs.partition_point(after);
-        let Some(sighting) = behind.checked_sub(1).and_then(|at| self.runs.get_mut(at)) else {
-            return false;
-        };
-        let run = &sighting.run;
-        let is_first = run.first == position && run.hash == named.hash;
-        if let Mark::Held(_) = named.mark {
-            // It may be from another history: its position alone says nothing.
-            return is_first;
-        }
-        if run.first == position {
-            sighting.verified = is_first;
-        }
-        let last = Position {
-            ordinal: run.last,
-            ..run.first
-        };
-        sighting.verified && position <= last
+        let run = behind.checked_sub(1).and_then(|at| self.runs.get(at));
+        run.and_then(|run| run.get(named.position)) == Some(named.hash)
     }
 }

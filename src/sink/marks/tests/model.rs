@@ -84,10 +84,6 @@ struct World {
     queue: VecDeque<(usize, Mark)>,
     arrived: usize,
     under_way: BTreeSet<i64>,
-    /// In doubt: handed over, and no answer came.
-    doubtful: BTreeSet<usize>,
-    /// These may be repeated: applied before a crash, and held without a look at the notes, before it or after it.
-    excused: BTreeSet<usize>,
 }
 
 impl World {
@@ -114,8 +110,6 @@ impl World {
             queue: VecDeque::new(),
             arrived: 0,
             under_way: BTreeSet::new(),
-            doubtful: BTreeSet::new(),
-            excused: BTreeSet::new(),
         }
     }
 
@@ -138,9 +132,6 @@ impl World {
                     match self.queue.pop_front() {
                         Some((number, Mark::Stream(_))) => {
                             self.reports.push(Report::Parked(number));
-                            if self.applied[number] > 0 && !self.doubtful.contains(&number) {
-                                self.excused.insert(number);
-                            }
                         }
                         Some((_, Mark::Held(hold_id))) => {
                             self.under_way.remove(&hold_id);
@@ -159,14 +150,6 @@ impl World {
                 }
             }
             Step::Crash => {
-                let parked = self.hold.values().copied();
-                let reported = self.reports.iter().filter_map(|report| match report {
-                    Report::Parked(number) => Some(*number),
-                    Report::Delivered(..) => None,
-                });
-                let parked: BTreeSet<usize> = parked.chain(reported).collect();
-                self.excused.extend(self.doubtful.intersection(&parked));
-                self.doubtful.clear();
                 self.memory = Memory::default();
                 (self.turn, self.written) = (1, 0);
                 self.start_again();
@@ -180,7 +163,6 @@ impl World {
             Step::Flush => {
                 self.notes.clear();
                 self.claimed = false;
-                self.excused.extend(0..self.positions.len());
             }
         }
     }
@@ -209,9 +191,6 @@ impl World {
 
     fn commit(&mut self) {
         for report in std::mem::take(&mut self.reports) {
-            if let Report::Delivered(number, _) = report {
-                self.doubtful.remove(&number);
-            }
             match report {
                 Report::Delivered(number, Mark::Stream(_)) => self.settled[number] = true,
                 Report::Delivered(_, Mark::Held(hold_id)) => {
@@ -278,8 +257,6 @@ impl World {
             }
             if fate != Fate::Answered {
                 self.claimed = false;
-                self.doubtful
-                    .extend(missing.iter().map(|(number, _)| *number));
                 batch
                     .into_iter()
                     .rev()
@@ -327,9 +304,7 @@ proptest! {
         world.finish();
         prop_assert!(world.hold.is_empty() && world.settled.iter().all(|settled| *settled));
         for (number, times) in world.applied.iter().enumerate() {
-            prop_assert!(*times >= 1, "task {} is lost", number);
-            let most = if world.excused.contains(&number) { u32::MAX } else { 1 };
-            prop_assert!(*times <= most, "task {} came {} times", number, times);
+            prop_assert!(*times == 1, "task {} came {} times", number, times);
         }
     }
 
