@@ -35,7 +35,7 @@ pub struct Lane {
     pub name: Arc<str>,
     /// The sink, this lane's own.
     pub sink: Box<dyn Sink>,
-    /// Names its tasks to the sink.
+    /// What it tells the sink of its tasks.
     pub marking: Marking,
     /// What each route says of failures.
     pub rules: Arc<[Rule]>,
@@ -183,13 +183,12 @@ impl Running {
 
     /// Hands one batch to the sink.
     async fn hand_over(&mut self, batch: Vec<Passage>) {
-        let marked = self.lane.marking.mark(&batch, self.queue.turn());
         let (tasks, tags): (Vec<Task>, Vec<(Origin, usize)>) = batch
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = match marked {
-            Some(marked) => self.lane.sink.deliver_once(&tasks, marked).await,
+        let answer = match self.lane.marking.terms(self.queue.turn()) {
+            Some(terms) => self.lane.sink.deliver_once(&tasks, terms).await,
             None => self.lane.sink.deliver(&tasks).await,
         };
         let passages = tasks.into_iter().zip(tags);

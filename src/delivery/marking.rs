@@ -1,13 +1,13 @@
-//! Pure: what names a lane's tasks to its sink, so that it can tell which of them its place has already.
+//! Pure: what a lane tells its sink of its tasks, so that it can tell which of them its place has already.
 
 use std::sync::Arc;
 
-use super::{Origin, Passage};
 use crate::intake::{Confirmation, Identity};
 use crate::outbox::TableName;
-use crate::sink::marks::{History, Mark, Marked, Scope, Settled};
+use crate::pg::Lsn;
+use crate::sink::marks::{History, Scope, Settled, Terms};
 
-/// Names the tasks of one lane.
+/// What positions mean in one lane, and what of it is settled.
 #[derive(Debug)]
 pub struct Marking {
     slot: String,
@@ -15,10 +15,9 @@ pub struct Marking {
     sink: Arc<str>,
     /// The lane's number among those of its sink.
     lane: usize,
-    /// What positions mean now. Before anything is known of that, no task comes.
+    /// Before anything is known of that, no task comes.
     scope: Option<Scope>,
     settled: Settled,
-    marks: Vec<Mark>,
 }
 
 impl Marking {
@@ -31,7 +30,6 @@ impl Marking {
             lane,
             scope: None,
             settled: Settled::default(),
-            marks: Vec::new(),
         }
     }
 
@@ -44,7 +42,7 @@ impl Marking {
             table: &self.table,
         };
         self.scope = Some(Scope::new(&history, &self.sink, self.lane, generation));
-        self.settled.below = crate::pg::Lsn::ZERO;
+        self.settled.below = Lsn::ZERO;
     }
 
     /// The reports up to `seq` are written down; and `saved`, below which the server sends nothing again.
@@ -56,19 +54,62 @@ impl Marking {
         }
     }
 
-    /// The marks of a batch, whose outcomes go into the report number `turn`.
-    pub(super) fn mark(&mut self, batch: &[Passage], turn: u64) -> Option<Marked<'_>> {
-        let mark = |passage: &Passage| match passage.origin {
-            Origin::Stream(_) => Mark::Stream(passage.task.position),
-            Origin::Hold { hold_id, .. } => Mark::Held(hold_id),
-        };
-        self.marks.clear();
-        self.marks.extend(batch.iter().map(mark));
-        Some(Marked {
+    /// The terms of a batch, whose outcomes go into the report number `turn`.
+    pub(super) fn terms(&self, turn: u64) -> Option<Terms<'_>> {
+        Some(Terms {
             scope: self.scope.as_ref()?,
-            marks: &self.marks,
             turn,
             settled: self.settled,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::watermark::Watermark;
+
+    /// Confirmed up to 105, in a generation.
+    fn confirmation(generation: u64, identity: Identity) -> Confirmation {
+        let mut mark = Watermark::default();
+        mark.keepalive(Lsn(105));
+        Confirmation {
+            generation,
+            identity,
+            lsn: mark.confirmed(),
+        }
+    }
+
+    #[test]
+    fn what_is_settled_counts_in_its_own_generation() {
+        let table = TableName::ours();
+        let mut marking = Marking::new("slot", &table, &"sink".into(), 2);
+        assert!(marking.terms(1).is_none());
+        let identity = Identity {
+            system_id: 7,
+            timeline: 3,
+        };
+        marking.begin(1, identity);
+        marking.written(4, confirmation(1, identity));
+        let terms = marking.terms(5).expect("terms");
+        assert_eq!(
+            terms.scope.to_string(),
+            "7:3:slot:\"aftercommit\".\"outbox\":\"sink\":2"
+        );
+        let settled = |below, turn| Settled {
+            below: Lsn(below),
+            turn,
+        };
+        assert_eq!((terms.turn, terms.settled), (5, settled(105, 4)));
+        // Another generation: its positions may be others, and the server may have gone back.
+        marking.begin(2, identity);
+        marking.written(6, confirmation(1, identity));
+        assert_eq!(
+            marking.terms(7).expect("terms").settled,
+            settled(0, 6),
+            "late word of the last one"
+        );
+        marking.written(7, confirmation(2, identity));
+        assert_eq!(marking.terms(8).expect("terms").settled, settled(105, 7));
     }
 }

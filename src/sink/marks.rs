@@ -6,9 +6,9 @@
 //!
 //! A note ([`encoding`]) lists exactly the tasks that it is about, never "all up to here": what has taken another way (it is
 //! held, scheduled, rejected, tried again, routed elsewhere, in another lane) is in no note, and so cannot be taken for
-//! applied. A task is named by its place, which is its [`Position`] or its row in the hold table, and by a hash of its id:
-//! places mean something only in one history of one server ([`Scope`]), and where a history was replaced behind our back
-//! (a disk that was set back to an older state), the hash tells.
+//! applied. A task's mark is its [`Position`], which it has whether it comes from the stream or from the hold table, and a
+//! hash of its id: positions mean something only in one history of one server ([`Scope`]), and where a history was
+//! replaced behind our back (a disk that was set back to an older state), the hash tells.
 //!
 //! Notes that cannot be read, that are gone, or that belong to another scope mean that a task may come a second time. They
 //! never mean that one is lost.
@@ -19,18 +19,28 @@ pub mod memory;
 use std::fmt;
 use std::sync::Arc;
 
-pub use memory::{Memory, Named};
+pub use memory::Memory;
 
-use crate::outbox::{Position, TableName};
+use crate::outbox::{Position, TableName, Task};
 use crate::pg::Lsn;
 
-/// Where a task comes from, and so what names it.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Mark {
-    /// From the stream: its position.
-    Stream(Position),
-    /// From the hold table: its row.
-    Held(i64),
+/// What names a task.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Mark {
+    /// Its position.
+    pub position: Position,
+    /// [`encoding::hash`] of its id.
+    pub hash: u32,
+}
+
+impl Mark {
+    /// The mark of a task.
+    pub fn of(task: &Task) -> Mark {
+        Mark {
+            position: task.position,
+            hash: encoding::hash(task.id()),
+        }
+    }
 }
 
 /// Where marks mean something: one history of one server, as it comes to one lane of one sink.
@@ -83,7 +93,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What will never be asked for again, so that its notes can go.
+/// What will never come again, so that its notes can go: what was committed below, and was reported up to then.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Settled {
     /// The server sends nothing again that was committed below, not even after a crash.
@@ -92,14 +102,12 @@ pub struct Settled {
     pub turn: u64,
 }
 
-/// The marks of a batch.
+/// The terms on which a batch is handed over.
 #[derive(Clone, Copy, Debug)]
-pub struct Marked<'a> {
-    /// Where they mean something.
+pub struct Terms<'a> {
+    /// Where its marks mean something.
     pub scope: &'a Scope,
-    /// One for each task.
-    pub marks: &'a [Mark],
-    /// The turn in which it is reported what became of the batch.
+    /// The turn in which it is reported what became of it.
     pub turn: u64,
     /// What can be forgotten.
     pub settled: Settled,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use self::marks::Marked;
+use self::marks::Terms;
 use crate::outbox::Task;
 
 /// Why something was not delivered, in words for the log and the operator. Never holds a payload or a secret.
@@ -78,12 +78,12 @@ pub trait Sink: Send {
     /// Hands a batch over, in order, and waits for the broker's confirmation.
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a>;
 
-    /// As [`deliver`](Sink::deliver), with a mark for each task. A sink that can store marks in one atomic step with what
-    /// they are about does not apply a task again whose mark is there: it answers `Delivered` without sending it. This
-    /// holds through outages, lost answers and crashes, as long as the place keeps what it has; how far it goes stands at
-    /// the head of such a sink's file.
-    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], marked: Marked<'a>) -> Delivery<'a> {
-        debug_assert_eq!(batch.len(), marked.marks.len(), "a mark for each task");
+    /// As [`deliver`](Sink::deliver), where `terms` say what positions mean. A sink that can store marks of tasks in one
+    /// atomic step with what they are about does not apply a task again whose mark is there: it answers `Delivered` without
+    /// sending it. This holds through outages, lost answers and crashes, as long as the place keeps what it has; how far it
+    /// goes stands at the head of such a sink's file.
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms<'a>) -> Delivery<'a> {
+        let _ = terms;
         self.deliver(batch)
     }
 

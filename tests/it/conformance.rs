@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::celery;
-use aftercommit::sink::marks::{History, Mark, Marked, Scope, Settled};
+use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::stdout::Stdout;
 use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Sink};
 use tokio::io::AsyncWrite;
@@ -430,13 +430,12 @@ impl Subject for CeleryOnRedis {
     }
 }
 
-/// A sink whose tasks are handed over with marks; each id has its own, whenever it comes.
+/// A sink whose tasks are handed over on terms, as a lane does.
 struct WithMarks<S>(S);
 
 struct Marking {
     sink: Box<dyn Sink>,
     scope: Scope,
-    marks: Vec<Mark>,
 }
 
 impl<S: Subject> Subject for WithMarks<S> {
@@ -451,7 +450,6 @@ impl<S: Subject> Subject for WithMarks<S> {
         Box::new(Marking {
             sink: self.0.sink(),
             scope: Scope::new(&history, "sink", 0, 0),
-            marks: Vec::new(),
         })
     }
 
@@ -477,20 +475,13 @@ impl<S: Subject> Subject for WithMarks<S> {
 
 impl Sink for Marking {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
-        let number = |task: &Task| {
-            use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
-            let hasher = BuildHasherDefault::<DefaultHasher>::default();
-            Mark::Held(hasher.hash_one(task.id()).cast_signed())
-        };
-        self.marks = batch.iter().map(number).collect();
         // Any of them may have been delivered before.
         self.scope.generation += 1;
-        let marked = Marked {
+        let terms = Terms {
             scope: &self.scope,
-            marks: &self.marks,
             turn: 1,
             settled: Settled::default(),
         };
-        self.sink.deliver_once(batch, marked)
+        self.sink.deliver_once(batch, terms)
     }
 }

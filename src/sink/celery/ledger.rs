@@ -34,7 +34,7 @@ use super::batch::Group;
 use super::connection::{Connection, Trouble};
 use super::resp::{self, Refusal, Reply};
 use crate::sink::marks::encoding::List;
-use crate::sink::marks::{Named, Scope};
+use crate::sink::marks::{Mark, Scope};
 
 /// A week, in seconds.
 const EXPIRES: &[u8] = b"604800";
@@ -180,16 +180,16 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The entry for what is in `groups`; `named` names the tasks of the batch.
+    /// The entry for what is in `groups`; `marks` are those of the batch.
     pub(super) fn new(
         key: String,
         owner: String,
         number: u64,
         groups: &[Group],
-        named: &[Named],
+        marks: &[Mark],
         gone: &[u64],
     ) -> Entry {
-        let mut copies = vec![0u8; named.len()];
+        let mut copies = vec![0u8; marks.len()];
         for index in groups.iter().flat_map(|group| &group.tasks) {
             if let Some(copies) = copies.get_mut(*index) {
                 *copies = copies.saturating_add(1);
@@ -199,10 +199,10 @@ impl Entry {
         let part = |group: &Group| {
             let mut list = List::default();
             for index in &group.tasks {
-                match (named.get(*index), copies.get_mut(*index)) {
-                    (Some(named), Some(1)) => named.list(&mut list),
-                    (Some(named), Some(copies)) if *copies > 0 => {
-                        named.list(&mut several);
+                match (marks.get(*index), copies.get_mut(*index)) {
+                    (Some(mark), Some(1)) => list.add(*mark),
+                    (Some(mark), Some(copies)) if *copies > 0 => {
+                        several.add(*mark);
                         *copies = 0;
                     }
                     _ => {}

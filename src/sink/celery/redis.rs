@@ -21,7 +21,7 @@ use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
-use crate::sink::marks::{Marked, Memory, Named};
+use crate::sink::marks::{Mark, Memory, Terms};
 use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What
@@ -88,7 +88,7 @@ impl Redis {
     async fn push(
         &mut self,
         tasks: &[Task],
-        marked: Option<Marked<'_>>,
+        terms: Option<Terms<'_>>,
     ) -> Result<Vec<Outcome>, Outage> {
         let mut link = self.connect().await?;
         self.bindings
@@ -97,34 +97,32 @@ impl Redis {
         let mut gone: Option<Vec<u64>> = None;
         let mut fenced = false;
         let outcomes = loop {
-            let marks = match marked {
-                Some(marked) => self.open_ledger(&mut link, marked).await?.map(|owner| {
-                    let named = named(tasks, marked);
-                    let there = self.there(&named);
-                    (marked, owner, named, there)
+            let marked = match terms {
+                Some(terms) => self.open_ledger(&mut link, terms).await?.map(|owner| {
+                    let marks: Vec<Mark> = tasks.iter().map(Mark::of).collect();
+                    (terms, owner, marks)
                 }),
                 None => None,
             };
-            let there = marks.as_ref().map_or(&[][..], |(.., there)| there);
-            let (mut outcomes, unknown) = self.encode(tasks, there, &forbidden);
+            let there = marked.as_ref().map(|(.., marks)| self.there(marks));
+            let there = there.unwrap_or_default();
+            let (mut outcomes, unknown) = self.encode(tasks, &there, &forbidden);
             if !unknown.is_empty() {
                 self.ask_bindings(&mut link.connection, unknown).await?;
                 continue;
             }
             let groups = self.batch.groups();
             if groups.is_empty() {
-                self.answered(marks.as_ref().map(|(.., named, there)| (named, there)));
+                self.tell_skipped(&there);
                 break outcomes;
             }
-            let entry = marks.as_ref().map(|(marked, owner, named, there)| {
-                let gone = gone.get_or_insert_with(|| self.memory.forget(marked.settled));
-                let sent = outcomes.iter().zip(named).enumerate();
-                let sent = sent.filter(|(at, (outcome, _))| {
-                    **outcome == Outcome::Delivered && there.get(*at) != Some(&true)
-                });
-                let number = self.memory.sends(sent.map(|(_, (_, named))| *named));
-                let key = ledger::key(&self.lists.prefix, marked.scope);
-                Entry::new(key, owner.clone(), number, groups, named, gone)
+            let entry = marked.as_ref().map(|(terms, owner, marks)| {
+                let gone = gone.get_or_insert_with(|| self.memory.forget(terms.settled));
+                let sent = groups.iter().flat_map(|group| &group.tasks);
+                let sent = sent.filter_map(|index| marks.get(*index));
+                let number = self.memory.sends(sent, terms.turn);
+                let key = ledger::key(&self.lists.prefix, terms.scope);
+                Entry::new(key, owner.clone(), number, groups, marks, gone)
             });
             let answer = send(&mut link.connection, groups, entry.as_ref()).await;
             let answer = answer.map_err(|trouble| outage(trouble, &self.address))?;
@@ -143,17 +141,15 @@ impl Redis {
                             }
                         }
                     }
-                    match (noted, &marks) {
-                        (Some(Ok(bytes)), Some((marked, ..))) => {
-                            self.memory.applied(marked.turn, bytes);
-                        }
-                        (Some(Err(refusal)), _) => {
+                    match noted {
+                        Some(Ok(bytes)) => self.memory.applied(bytes),
+                        Some(Err(refusal)) => {
                             self.memory.refused();
                             self.refuse_marks(&mut link, &refusal);
                         }
-                        _ => {}
+                        None => {}
                     }
-                    self.answered(marks.as_ref().map(|(.., named, there)| (named, there)));
+                    self.tell_skipped(&there);
                     break outcomes;
                 }
                 // Nothing was applied: once more, without the lists that are not for us.
@@ -199,16 +195,16 @@ impl Redis {
     async fn open_ledger(
         &mut self,
         link: &mut Link,
-        marked: Marked<'_>,
+        terms: Terms<'_>,
     ) -> Result<Option<String>, Outage> {
-        let is_new = self.memory.enter(marked.scope);
+        let is_new = self.memory.enter(terms.scope);
         match &link.ledger {
             Ledger::Ours(owner) if !is_new => return Ok(Some(owner.clone())),
             Ledger::Refused => return Ok(None),
             Ledger::Ours(_) | Ledger::Closed => {}
         }
         link.ledger = Ledger::Closed;
-        let key = ledger::key(&self.lists.prefix, marked.scope);
+        let key = ledger::key(&self.lists.prefix, terms.scope);
         let trouble = |trouble| outage(trouble, &self.address);
         let claim = ledger::claim(&mut link.connection, &key).await;
         let (owner, there) = match claim.map_err(trouble)? {
@@ -227,20 +223,17 @@ impl Redis {
     }
 
     /// Which tasks are there already; empty when none can be.
-    fn there(&mut self, named: &[Named]) -> Vec<bool> {
+    fn there(&self, marks: &[Mark]) -> Vec<bool> {
         if self.memory.is_blank() {
             return Vec::new();
         }
-        named.iter().map(|named| self.memory.has(named)).collect()
+        marks.iter().map(|mark| self.memory.has(mark)).collect()
     }
 
-    fn answered(&mut self, marks: Option<(&Vec<Named>, &Vec<bool>)>) {
-        let Some((named, there)) = marks else { return };
-        let there = named.iter().zip(there).filter(|(_, there)| **there);
-        let known: Vec<Named> = there.map(|(named, _)| *named).collect();
-        if !known.is_empty() {
-            info!(redis = %self.address, tasks = known.len(), "had them already; not sent again");
-            self.memory.answered(&known);
+    fn tell_skipped(&self, there: &[bool]) {
+        let tasks = there.iter().filter(|there| **there).count();
+        if tasks > 0 {
+            info!(redis = %self.address, tasks, "had them already; not sent again");
         }
     }
 
@@ -354,10 +347,10 @@ impl Redis {
     async fn push_in_time(
         &mut self,
         batch: &[Task],
-        marked: Option<Marked<'_>>,
+        terms: Option<Terms<'_>>,
     ) -> Result<Vec<Outcome>, Outage> {
         let limit = self.timeout;
-        let delivery = timeout(limit, self.push(batch, marked)).await;
+        let delivery = timeout(limit, self.push(batch, terms)).await;
         self.batch.shrink();
         delivery.unwrap_or_else(|_| {
             let words = format!("{} has not answered within {limit:?}", self.address);
@@ -371,18 +364,13 @@ impl Sink for Redis {
         Box::pin(self.push_in_time(batch, None))
     }
 
-    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], marked: Marked<'a>) -> Delivery<'a> {
-        Box::pin(self.push_in_time(batch, Some(marked)))
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms<'a>) -> Delivery<'a> {
+        Box::pin(self.push_in_time(batch, Some(terms)))
     }
 
     fn keeps(&self) -> Duration {
         KEPT_BY_WORKERS
     }
-}
-
-fn named(tasks: &[Task], marked: Marked<'_>) -> Vec<Named> {
-    let marks = tasks.iter().zip(marked.marks);
-    marks.map(|(task, mark)| Named::new(task, *mark)).collect()
 }
 
 fn text(member: Reply) -> Option<String> {

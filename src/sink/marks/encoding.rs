@@ -3,6 +3,7 @@
 //! A note is a sequence of lists, put one after the other by whoever stores them; each begins with a zero. Numbers are
 //! in groups of seven bits, the lowest first; differences to the number before are folded to be positive.
 
+use super::Mark;
 use crate::outbox::Position;
 use crate::pg::Lsn;
 
@@ -12,47 +13,6 @@ const RESET: u8 = 0;
 const ONE: u8 = 1;
 /// Successive rows of a transaction: difference of the LSN, first row, how many come after it, hashes.
 const RUN: u8 = 2;
-/// A row of the hold table: difference of the number, hash.
-const HELD: u8 = 3;
-
-/// What a note lists.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Item {
-    /// Rows of a transaction.
-    Run(Run),
-    /// A row of the hold table.
-    Held {
-        /// Its number.
-        hold_id: i64,
-        /// [`hash`] of the task's id.
-        hash: u32,
-    },
-}
-
-/// Successive rows of a transaction.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// The first.
-    pub first: Position,
-    /// [`hash`] of the id of each; one at least.
-    pub hashes: Vec<u32>,
-}
-
-impl Run {
-    /// The hash of the row at a position, if it is one of these.
-    pub fn get(&self, position: Position) -> Option<u32> {
-        if self.first.commit_lsn != position.commit_lsn {
-            return None;
-        }
-        let nth = position.ordinal.checked_sub(self.first.ordinal)?;
-        self.hashes.get(usize::try_from(nth).ok()?).copied()
-    }
-
-    fn is_continued_by(&self, position: Position) -> bool {
-        let next = self.first.ordinal.checked_add(self.hashes.len() as u64);
-        self.first.commit_lsn == position.commit_lsn && next == Some(position.ordinal)
-    }
-}
 
 /// The bytes are no note.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,40 +22,23 @@ pub struct Malformed;
 #[derive(Debug, Default)]
 pub struct List {
     bytes: Vec<u8>,
-    /// Not written yet: the next row may continue it.
-    open: Option<Run>,
-    /// For the hashes of the next run.
-    spare: Vec<u32>,
+    /// Of the run that is not written yet: its first row, and the hashes.
+    first: Position,
+    hashes: Vec<u32>,
     lsn: u64,
-    hold_id: u64,
 }
 
 impl List {
-    /// Adds a task that came from the stream.
-    pub fn add(&mut self, position: Position, hash: u32) {
-        if let Some(run) = &mut self.open
-            && run.is_continued_by(position)
-        {
-            run.hashes.push(hash);
-            return;
+    /// Adds a task.
+    pub fn add(&mut self, mark: Mark) {
+        let next = self.first.ordinal.checked_add(self.hashes.len() as u64);
+        let continues = self.first.commit_lsn == mark.position.commit_lsn
+            && next == Some(mark.position.ordinal);
+        if !continues || self.hashes.is_empty() {
+            self.close();
+            self.first = mark.position;
         }
-        self.close();
-        let mut hashes = std::mem::take(&mut self.spare);
-        hashes.push(hash);
-        self.open = Some(Run {
-            first: position,
-            hashes,
-        });
-    }
-
-    /// Adds a task that came from the hold table.
-    pub fn add_held(&mut self, hold_id: i64, hash: u32) {
-        self.close();
-        let hold_id = hold_id.cast_unsigned();
-        self.begin(HELD);
-        number(&mut self.bytes, folded(self.hold_id, hold_id));
-        self.bytes.extend_from_slice(&hash.to_le_bytes());
-        self.hold_id = hold_id;
+        self.hashes.push(mark.hash);
     }
 
     /// The list; empty when nothing was added.
@@ -104,30 +47,28 @@ impl List {
         self.bytes
     }
 
-    fn begin(&mut self, kind: u8) {
+    /// Writes the run.
+    fn close(&mut self) {
+        let Some(more) = self.hashes.len().checked_sub(1) else {
+            return;
+        };
         if self.bytes.is_empty() {
             self.bytes.push(RESET);
         }
-        self.bytes.push(kind);
-    }
-
-    fn close(&mut self) {
-        let Some(Run { first, mut hashes }) = self.open.take() else {
-            return;
-        };
-        let Lsn(lsn) = first.commit_lsn;
-        let more = hashes.len() as u64 - 1;
-        let one = first.ordinal == 0 && more == 0;
-        self.begin(if one { ONE } else { RUN });
+        let Position {
+            commit_lsn: Lsn(lsn),
+            ordinal,
+        } = self.first;
+        let one = ordinal == 0 && more == 0;
+        self.bytes.push(if one { ONE } else { RUN });
         number(&mut self.bytes, folded(self.lsn, lsn));
         if !one {
-            number(&mut self.bytes, first.ordinal);
-            number(&mut self.bytes, more);
+            number(&mut self.bytes, ordinal);
+            number(&mut self.bytes, more as u64);
         }
-        for hash in hashes.drain(..) {
+        for hash in self.hashes.drain(..) {
             self.bytes.extend_from_slice(&hash.to_le_bytes());
         }
-        self.spare = hashes;
         self.lsn = lsn;
     }
 }
@@ -136,41 +77,34 @@ impl List {
 ///
 /// # Errors
 /// When it is none; what was read before says nothing then.
-pub fn read(mut bytes: &[u8]) -> Result<Vec<Item>, Malformed> {
-    let mut items = Vec::new();
-    let (mut lsn, mut hold) = (0, 0);
+pub fn read(mut bytes: &[u8]) -> Result<Vec<Mark>, Malformed> {
+    let mut marks = Vec::new();
+    let mut lsn = 0;
     let mut begun = false;
     while let Some(kind) = take(&mut bytes) {
         match kind {
-            RESET => (lsn, hold, begun) = (0, 0, true),
+            RESET => (lsn, begun) = (0, true),
             ONE | RUN if begun => {
                 lsn = unfolded(lsn, read_number(&mut bytes)?);
-                let (ordinal, more) = match kind {
+                let (first, more) = match kind {
                     ONE => (0, 0),
                     _ => (read_number(&mut bytes)?, read_number(&mut bytes)?),
                 };
-                ordinal.checked_add(more).ok_or(Malformed)?;
+                let last = first.checked_add(more).ok_or(Malformed)?;
                 // No more than there are bytes: nothing is reserved before.
-                let hashes = (0..=more).map(|_| read_hash(&mut bytes));
-                items.push(Item::Run(Run {
-                    first: Position {
+                for ordinal in first..=last {
+                    let position = Position {
                         commit_lsn: Lsn(lsn),
                         ordinal,
-                    },
-                    hashes: hashes.collect::<Result<_, _>>()?,
-                }));
-            }
-            HELD if begun => {
-                hold = unfolded(hold, read_number(&mut bytes)?);
-                items.push(Item::Held {
-                    hold_id: hold.cast_signed(),
-                    hash: read_hash(&mut bytes)?,
-                });
+                    };
+                    let hash = read_hash(&mut bytes)?;
+                    marks.push(Mark { position, hash });
+                }
             }
             _ => return Err(Malformed),
         }
     }
-    Ok(items)
+    Ok(marks)
 }
 
 /// A hash of a task's id, the same for ever: it is stored. Eight bytes at a time, since it is made for every task.
@@ -240,45 +174,29 @@ mod tests {
 
     use super::*;
 
-    fn at(lsn: u64, ordinal: u64) -> Position {
-        Position {
-            commit_lsn: Lsn(lsn),
-            ordinal,
+    fn mark(lsn: u64, ordinal: u64, hash: u32) -> Mark {
+        Mark {
+            position: Position {
+                commit_lsn: Lsn(lsn),
+                ordinal,
+            },
+            hash,
         }
     }
 
     #[test]
     fn a_row_takes_a_few_bytes() {
+        let mut marks = vec![mark(0x1_0000_0000, 0, 1)];
+        marks.extend((1..100).map(|n| mark(0x1_0000_0000 + 400 * n, 0, 1)));
+        marks.extend((0..1_000).map(|n| mark(0x1_0001_0000, n, n as u32)));
+        marks.push(mark(0x1_0001_0000, 1_001, 7));
         let mut list = List::default();
-        list.add(at(0x1_0000_0000, 0), 1);
-        let first = 2 + 5 + 4;
-        (1..100).for_each(|n| list.add(at(0x1_0000_0000 + 400 * n, 0), 1));
-        list.add_held(70_000, 2);
-        list.add_held(70_001, 3);
-        (0..1_000).for_each(|n| list.add(at(0x1_0001_0000, n), n as u32));
+        marks.iter().for_each(|mark| list.add(*mark));
         let bytes = list.finish();
         let expected =
-            first + 99 * (1 + 2 + 4) + (1 + 3 + 4) + (1 + 1 + 4) + (1 + 3 + 1 + 2 + 4_000);
+            (2 + 5 + 4) + 99 * (1 + 2 + 4) + (1 + 3 + 1 + 2 + 4_000) + (1 + 1 + 2 + 1 + 4);
         assert_eq!(bytes.len(), expected);
-        let items = read(&bytes).unwrap();
-        assert_eq!(items.len(), 103);
-        assert_eq!(
-            items[100..],
-            [
-                Item::Held {
-                    hold_id: 70_000,
-                    hash: 2
-                },
-                Item::Held {
-                    hold_id: 70_001,
-                    hash: 3
-                },
-                Item::Run(Run {
-                    first: at(0x1_0001_0000, 0),
-                    hashes: (0..1_000).collect(),
-                }),
-            ]
-        );
+        assert_eq!(read(&bytes), Ok(marks));
     }
 
     #[test]
@@ -294,19 +212,14 @@ mod tests {
 
     #[test]
     fn what_is_no_note_is_refused() {
+        const MOST: [u8; 9] = [0xff; 9];
         for bytes in [
             &[ONE, 1, 0, 0, 0, 0][..],
             &[RESET, 9],
             &[RESET, ONE, 0x80],
             &[RESET, ONE, 1, 0, 0, 0],
-            &[RESET, HELD, 1],
-            &[
-                RESET, ONE, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f, 0, 0, 0, 0,
-            ],
-            &[
-                RESET, RUN, 1, 2, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0,
-                0,
-            ],
+            &[&[RESET, ONE], &MOST[..], &[0x7f, 0, 0, 0, 0]].concat(),
+            &[&[RESET, RUN, 1, 2], &MOST[..], &[1, 0, 0, 0, 0]].concat(),
             &[RESET, RUN, 1, 2, 1, 0, 0, 0, 0, 0, 0, 0],
         ] {
             assert_eq!(read(bytes), Err(Malformed), "{bytes:?}");
@@ -318,34 +231,20 @@ mod tests {
         #[test]
         fn what_is_listed_is_read(
             lists in proptest::collection::vec(proptest::collection::vec(
-                (any::<bool>(), any::<u64>(), 0u64..4, any::<u32>()), 0..20), 0..4),
+                (0usize..5, 0u64..4, any::<u32>()), 0..20), 0..4),
         ) {
+            const LSNS: [u64; 5] = [0, 8, 1 << 40, u64::MAX / 2, u64::MAX];
             let (mut bytes, mut expected) = (Vec::new(), Vec::new());
             for tasks in lists {
                 let mut list = List::default();
-                for (held, number, ordinal, hash) in tasks {
-                    if held {
-                        list.add_held(number.cast_signed(), hash);
-                        expected.push((None, number, hash));
-                    } else {
-                        // Few LSNs, so that runs come about.
-                        let lsn = [0, u64::MAX / 2, u64::MAX][number as usize % 3];
-                        list.add(at(lsn, ordinal), hash);
-                        expected.push((Some(lsn), ordinal, hash));
-                    }
+                for (lsn, ordinal, hash) in tasks {
+                    let mark = mark(LSNS[lsn], ordinal, hash);
+                    list.add(mark);
+                    expected.push(mark);
                 }
                 bytes.extend(list.finish());
             }
-            let mut found = Vec::new();
-            for item in read(&bytes).unwrap() {
-                match item {
-                    Item::Held { hold_id, hash } => found.push((None, hold_id.cast_unsigned(), hash)),
-                    Item::Run(run) => (run.first.ordinal..).zip(run.hashes).for_each(|(ordinal, hash)| {
-                        found.push((Some(run.first.commit_lsn.0), ordinal, hash));
-                    }),
-                }
-            }
-            prop_assert_eq!(found, expected);
+            prop_assert_eq!(read(&bytes), Ok(expected));
         }
 
         #[test]
