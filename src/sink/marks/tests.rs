@@ -171,6 +171,7 @@ fn notes_go_when_nothing_in_them_can_come_again() {
     memory.applied(9);
     assert!(memory.forget(settled(8, 9)).is_empty());
     assert_eq!(memory.forget(settled(9, 1)), [0]);
+    assert!(memory.forget(settled(16, 9)).is_empty(), "b comes again");
     // One of them may have come from the hold, and be there still.
     assert!(memory.forget(settled(17, 1)).is_empty());
     assert_eq!(memory.forget(settled(24, 2)), [1]);
