@@ -1,6 +1,6 @@
 # What a developer types. Each target installs what is missing on Debian first, and says so.
 
-.PHONY: test demo bench
+.PHONY: test exam demo bench
 
 # Everything: pure tests, and end-to-end tests on private real servers.
 test:
@@ -8,6 +8,13 @@ test:
 	scripts/python-env.sh
 	scripts/postgres-versions.sh
 	cargo test
+
+# The reliability exam in full, about an hour: every fault, with a receipt of what was measured. ROWS=1,4 sits some rows.
+exam:
+	scripts/apt-install.sh postgresql redis-server python3-venv
+	scripts/python-env.sh
+	scripts/postgres-versions.sh
+	ROWS="$(ROWS)" scripts/exam.sh
 
 # The problem and the cure, live; with CELERY=1 also on a real Redis and a real Celery worker.
 demo:

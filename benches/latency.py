@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """From an INSERT to the worker: the time until a reader of the slot has it, and until a client's BRPOP at Redis returns it.
 
-    latency.py --bin FOLDER --daemon PROGRAM [--rounds N] [--seconds S] [--rate R]
+    latency.py --bin FOLDER --daemon PROGRAM [--before PROGRAM] [--rounds N] [--seconds S] [--rate R]
 
 The application is pgbench: one connection, R transactions a second. Its INSERT writes the time into the row's id, which is the
 task's id; so each figure goes from the INSERT's execution, COMMIT included, to the receipt. One after the other, round after
@@ -57,12 +57,13 @@ def measure(way, args, count, folder):
     sql(f"select pg_create_logical_replication_slot('{slot}', 'pgoutput')")
     subprocess.run(["redis-cli", "-p", os.environ["REDIS_PORT"], "flushall"], check=True, capture_output=True)
     floor = [f"{args.bin}/floor", f"slot={slot}", "publication=bench", f"rows={count}", "lazy_us=0"]
-    daemon = lambda file: [args.daemon, "run", "-c", str(HERE / file)]
+    daemon = lambda file, program=args.daemon: [program, "run", "-c", str(HERE / file)]
     received = folder / "received"
     command = {
         "floor": floor + [f"latency={received}"],
         "floor, Redis": floor + ["mode=celery"],
         "aftercommit, no gate": daemon("without-gate.toml"),
+        "before": daemon("aftercommit.toml", args.before),
         "aftercommit": daemon("aftercommit.toml"),
     }[way]
     log = open(Path(os.environ["BENCH_HOME"]) / "last-run.log", "w")
@@ -105,13 +106,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", required=True)
     parser.add_argument("--daemon", required=True)
+    parser.add_argument("--before", help="another program, measured in turn with it")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=10)
     parser.add_argument("--rate", type=int, default=100)
     parser.add_argument("--aim", type=float, default=0.3, help="ms above the floor, at p50")
     args = parser.parse_args()
 
-    ways = ["floor", "floor, Redis", "aftercommit, no gate", "aftercommit"]
+    ways = ["floor", "floor, Redis", "aftercommit, no gate", *["before"] * bool(args.before), "aftercommit"]
     all_of = {way: [] for way in ["COMMIT returns", *ways]}
     medians = {way: [] for way in ways}
     for turn in range(args.rounds):

@@ -1,20 +1,23 @@
 #!/bin/bash
 # The bench: throughput, CPU, memory and latency, as ratios to a bare loop, on servers of its own in a temporary folder.
 #
-#     benches/run.sh [options] [a|b|c|latency ...]       default: all of them; about ten minutes, 6 GB of disk, 3 GB of memory
+#     benches/run.sh [options] [a|b|c|latency|retention|hold ...]
+#
+# Without a name: all of them; about a quarter of an hour, 6 GB of disk, 3 GB of memory.
 #
 #     --small         a twentieth of the rows, and one run: whether it works, not how fast it is
 #     --runs N        rounds of each comparison (3)
 #     --seconds N     of each latency measurement, of which there are twelve (10)
 #     --home FOLDER   keep the servers' folder there, with its backlogs, and use what is there already
 #     --daemon FILE   the program to measure, instead of a release build
+#     --before FILE   another one, measured in turn with it, where a backlog is read
 #
 # The tables go to standard output, in Markdown; all else to standard error. README.md explains the columns.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
 usage() { sed -n '2,/^set /{/^#/s/^# \{0,1\}//p}' "$0"; }
-small='' runs='' seconds='' home='' daemon='' parts=()
+small='' runs='' seconds='' home='' daemon='' before='' parts=()
 while [ $# -gt 0 ]; do
     case $1 in
     --small) small=yes ;;
@@ -22,7 +25,8 @@ while [ $# -gt 0 ]; do
     --seconds) seconds=$2 && shift ;;
     --home) home=$2 && shift ;;
     --daemon) daemon=$2 && shift ;;
-    a | b | c | latency) parts+=("$1") ;;
+    --before) before=$2 && shift ;;
+    a | b | c | latency | retention | hold) parts+=("$1") ;;
     -h | --help) usage && exit ;;
     *) usage >&2 && exit 2 ;;
     esac
@@ -30,7 +34,7 @@ while [ $# -gt 0 ]; do
 done
 runs=${runs:-$([ -n "$small" ] && echo 1 || echo 3)}
 seconds=${seconds:-$([ -n "$small" ] && echo 2 || echo 10)}
-[ ${#parts[@]} -gt 0 ] || parts=(a b c latency)
+[ ${#parts[@]} -gt 0 ] || parts=(a b c latency retention hold)
 say() { echo "# $*" >&2; }
 
 # Programs.
@@ -95,6 +99,8 @@ query() { psql -Xq -v ON_ERROR_STOP=1 "$@"; }
 if ! psql -XAtc "select 1" >/dev/null 2>&1; then
     createdb bench
     query -f "$here/backlog.sql"
+    for file in schema outbox enqueue hold hold_functions checkpoint; do query -f "$here/../sql/$file.sql"; done
+    query -f "$here/own.sql"
 fi
 part=$([ -n "$small" ] && echo 20 || echo 1)
 load() { # name, rows, command ...
@@ -123,15 +129,19 @@ echo "$(nproc) cores ($cpu), Linux $(uname -r), PostgreSQL $postgres, Redis $red
 aim() { [ -n "$small" ] || echo "--aim $1"; }
 reader="$target/bench/floor slot={slot} publication=bench rows={rows}"
 recv="pg_recvlogical -d bench -S {slot} --start -o proto_version=1 -o publication_names=bench --endpos={end} -F 0 --no-loop -f /dev/null"
-run="$daemon run -c $here/aftercommit.toml --until {end}"
+run="run -c $here/aftercommit.toml --until {end}"
+beside() { # the program of before, into the same sink
+    [ -z "$before" ] || printf '%s\n' "before, $1=env SLOT={slot} SINK=$1 $before $run"
+}
 for name in "${parts[@]}"; do
     case $name in
-    latency) "$here/latency.py" --bin "$target/bench" --daemon "$daemon" --rounds 3 --seconds "$seconds" ;;
+    latency) "$here/latency.py" --bin "$target/bench" --daemon "$daemon" --rounds 3 --seconds "$seconds" ${before:+--before "$before"} ;;
+    retention | hold) "$here/settle.py" "$name" --daemon "$daemon" --rows $((300000 / part)) --rounds "$runs" ;;
     *)
         "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.15,2,32) \
-            "floor=$reader" "pg_recvlogical=$recv" "aftercommit, null=env SLOT={slot} SINK=null $run"
+            "floor=$reader" "pg_recvlogical=$recv" ${before:+"$(beside null)"} "aftercommit, null=env SLOT={slot} SINK=null $daemon $run"
         "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.3,,48) \
-            "floor, Redis=$reader mode=celery" "aftercommit, celery=env SLOT={slot} SINK=celery $run"
+            "floor, Redis=$reader mode=celery" ${before:+"$(beside celery)"} "aftercommit, celery=env SLOT={slot} SINK=celery $daemon $run"
         ;;
     esac
 done

@@ -78,7 +78,7 @@ begin
 end
 $function$;
 
--- Whoever deletes a row, those behind it go on.
+-- Whoever deletes a row, those behind it go on. The daemon sees to that by itself, with the look that it takes anyway.
 create or replace function aftercommit.hold_after_delete() returns trigger
 language plpgsql volatile
 set search_path = ''
@@ -88,6 +88,9 @@ declare
   sinks text[];
   keys text[];
 begin
+  if current_setting('aftercommit.sees_to_queues', true) = 'on' then
+    return null;
+  end if;
   select array_agg(k.slot), array_agg(k.sink), array_agg(k.key) into slots, sinks, keys
   from (select distinct g.slot, g.sink, g.key from gone g where g.blocks) k;
   if slots is not null then
@@ -103,29 +106,37 @@ create or replace trigger hold_after_delete
   referencing old table as gone
   for each statement execute function aftercommit.hold_after_delete();
 
--- A scheduled task whose time has come while a task of its key is held before it waits in the queue from now on, and what
--- is behind it waits for it.
+-- A scheduled task whose time has come while a task of its key is held waits in that queue from now on, behind all that
+-- has come before its time: it gets a new hold_id. Several do so in the order in which they were due. One that an open
+-- transaction is cancelling is passed over.
 create or replace function aftercommit.hold_enqueue(slot text, hold_ids bigint[]) returns void
 language plpgsql volatile
 set search_path = ''
 as $function$
+declare
+  next bigint;
 begin
   perform aftercommit.hold_lock(hold_enqueue.slot);
-  update aftercommit.hold h
-  set blocks = true, due_at = null, updated_at = clock_timestamp()
-  where h.hold_id = any (hold_ids) and h.slot = hold_enqueue.slot and not h.blocks and h.key is not null
-    and h.state <> 'dead'
-    and exists (
-      select from aftercommit.hold q
-      where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
-        and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
-    );
-  perform aftercommit.hold_stop(hold_ids);
+  for next in
+    select h.hold_id from aftercommit.hold h where h.hold_id = any (hold_ids)
+    order by h.due_at, h.hold_id for update skip locked
+  loop
+    update aftercommit.hold h
+    set hold_id = default, blocks = true, due_at = null, updated_at = clock_timestamp()
+    where h.hold_id = next and h.slot = hold_enqueue.slot and not h.blocks and h.key is not null
+      and h.state = 'scheduled'
+      and exists (
+        select from aftercommit.hold q
+        where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
+          and hashtextextended(q.key, 0) = hashtextextended(h.key, 0)
+      );
+  end loop;
 end
 $function$;
 
--- Sends dead tasks again, with all their attempts, and retrying ones now; says how many these are. One that stands
--- behind another one of its key still waits for that one. Scheduled tasks are left alone.
+-- Sends dead tasks again, with all their attempts and without their expires_at, which may have passed; and retrying ones
+-- now. Says how many these are. One that stands behind another one of its key still waits for that one; one that no route
+-- matched is routed anew. Scheduled tasks are left alone.
 create or replace function aftercommit.hold_retry(hold_ids bigint[]) returns bigint
 language plpgsql volatile
 set search_path = ''
@@ -138,6 +149,7 @@ begin
   update aftercommit.hold h
   set state = 'retrying', updated_at = clock_timestamp(),
       attempts = case when h.state = 'dead' then 0 else h.attempts end,
+      expires_at = case when h.state = 'dead' then null else h.expires_at end,
       due_at = case
         when h.blocks and exists (
           select from aftercommit.hold q

@@ -6,6 +6,9 @@
 -- The limit on a row's size counts what logical decoding sends: text, and a body in hexadecimal, twice its size. It is
 -- far below the 1 GB that decoding can send at all: a larger change would stop the slot for ever.
 --
+-- created_at is the time of the row, not that of its transaction: it keeps the order of rows of one statement, which the table
+-- itself does not (a small row goes into a gap that a large one left).
+--
 -- Together the checks cost an insert about 17 microseconds of the server's time, once per statement.
 create table if not exists aftercommit.outbox (
   id         uuid        not null default gen_random_uuid(),
@@ -21,7 +24,7 @@ create table if not exists aftercommit.outbox (
   run_at     timestamptz,
   expires_at timestamptz,
   options    json,
-  created_at timestamptz not null default now(),
+  created_at timestamptz not null default clock_timestamp(),
   primary key (id),
   constraint task_is_not_empty    check (task <> ''),
   constraint args_is_an_array     check (json_typeof(args) = 'array'),

@@ -16,6 +16,7 @@
 //! | 9 | [`config`] | From the text of the configuration to checked structs, which stand beside what they configure. |
 //! | 8 | [`supervisor`] | Starts the threads and the parts; hears the signals. |
 //! | 7 | [`relay`] | The loop in the middle: what was read goes to the gate and to the lanes, what was settled comes back. |
+//! | 6 | [`partitions`] | Makes the outbox's partitions ahead of time, and drops those that are wholly settled. |
 //! | 6 | [`delivery`] | Lanes, the ordered queues in front of the sinks; the keeper, who writes down what is settled or held. |
 //! | 5 | [`intake`] | The reader's thread: connects, checks, reads, decodes, confirms; and connects again for ever. |
 //! | 4 | [`sink`] | The destinations: the contract, and one room for each. |
@@ -31,9 +32,11 @@
 //! | 1 P | [`backoff`] | Pauses that grow, with jitter. |
 //! | 1 | [`clock`] | The wall clock, read in one place. |
 //! | 1 | [`logging`] | The log: text or JSON, and never in the way of the work. |
+//! | 0 | [`budget`] | Bytes of tasks in memory: charged when they are read, given back when they are settled. |
 //! | 0 P | [`pg`] | The protocol's values and frames: LSNs, timestamps, pgoutput. Bounds-checked, without a copy. |
 //! | 0 P | [`units`] | Durations, sizes and backoff ranges, as the configuration writes them. |
 //! | 0 P | [`near`] | The name that was probably meant. |
+//! | 0 | [`failpoint`] | Points at which a test lets the daemon die; nothing in a default release build. |
 //! | 0 | [`tls`] | Whom to trust, and who we are. |
 //!
 //! # A row's way through the house
@@ -77,7 +80,7 @@
 //!   earlier one is not delivered, and nothing else. Once one is in the hold table, they follow it there, until it is gone.
 //! - **One failing part is alone.** Sinks have lanes of their own; the status timer has its thread; a broken destination
 //!   burns no task's attempts ([`sink::Outage`]), and before it takes the others' room its tasks spill to the hold table.
-//! - **Bounded.** [`relay::Budget`] counts tasks and bytes from the socket to the broker; without room, nothing is read.
+//! - **Bounded.** [`budget::Memory`] counts bytes and [`relay`] tasks, from the socket to the broker; without room, nothing is read.
 //!   Channels are bounded, frames are capped before memory is reserved ([`replication::stream`]), and a task that waits
 //!   lets go of the buffer that it came in ([`outbox::Task::detach`]).
 //! - **The server is safe.** Status updates never wait; a server that shuts down is let go within seconds; pauses between
@@ -89,18 +92,21 @@
 //!
 
 pub mod backoff;
+pub mod budget;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod control;
 pub mod delivery;
 pub mod envelope;
+pub mod failpoint;
 pub mod gate;
 pub mod hold;
 pub mod intake;
 pub mod logging;
 pub mod near;
 pub mod outbox;
+pub mod partitions;
 pub mod pg;
 pub mod preflight;
 pub mod relay;

@@ -20,14 +20,16 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub use self::gatehouse::Gate;
-use self::gatehouse::{Gatehouse, size};
+use self::gatehouse::Gatehouse;
 use self::ledger::Ledger;
 use self::outgoing::Outgoing;
 pub use self::outgoing::SinkLanes;
 pub use self::phase::End;
 use self::phase::Phase;
 use self::strain::Strain;
+use crate::budget::Memory;
 use crate::delivery::{KeyHasher, News as Kept, Report, Wishes, Work};
+use crate::failpoint::{self, Point};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
 use crate::intake::{Batch, Item, Line, Order, Session};
@@ -67,17 +69,10 @@ pub struct Channels {
     pub wishes: watch::Sender<Wishes>,
     /// From the keeper: what is written down, held, or due.
     pub kept: mpsc::Receiver<Kept>,
+    /// Whose room is given back when tasks are settled.
+    pub memory: Arc<Memory>,
     /// Signals to stop: 1 is SIGTERM or SIGINT, 2 a second one.
     pub signals: watch::Receiver<u8>,
-}
-
-/// What the relay may hold at a time.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    /// Tasks.
-    pub tasks: u64,
-    /// Bytes of tasks.
-    pub bytes: usize,
 }
 
 /// Where tasks go.
@@ -108,7 +103,8 @@ pub struct Relay {
     routes: Routes,
     outgoing: Outgoing,
     gatehouse: Gatehouse,
-    budget: Budget,
+    /// Tasks that are read and not settled, at most.
+    max_tasks: u64,
     channels: Channels,
     ledger: Ledger,
     strain: Strain,
@@ -125,8 +121,6 @@ pub struct Relay {
     told: u64,
     /// Rows that the server may send again, and that are held already.
     held: HashSet<Position>,
-    /// Bytes of the tasks that are waiting, in a lane, or on their way to the hold.
-    bytes: usize,
     /// Tasks from the hold that are in a lane.
     released: usize,
     delivered: u64,
@@ -152,14 +146,14 @@ impl Relay {
         sinks: Vec<SinkLanes>,
         hasher: KeyHasher,
         gate: Option<Gate>,
-        budget: Budget,
+        max_tasks: u64,
         channels: Channels,
     ) -> Relay {
         Relay {
             routes,
             outgoing: Outgoing::new(sinks, hasher),
             gatehouse: Gatehouse::new(gate),
-            budget,
+            max_tasks,
             ledger: Ledger::new(channels.work.clone()),
             strain: Strain::default(),
             channels,
@@ -171,7 +165,6 @@ impl Relay {
             keeper_died: false,
             told: 0,
             held: HashSet::new(),
-            bytes: 0,
             released: 0,
             delivered: 0,
         }
@@ -205,11 +198,11 @@ impl Relay {
                 }
                 Wake::Line => self.line(),
                 Wake::Batch(batch) => self.batch(batch),
-                Wake::IntakeGone | Wake::PartGone => break End::part_died(),
+                Wake::IntakeGone | Wake::PartGone => break self.part_died(),
             }
             self.hand_over();
             if self.keeper_died || self.outgoing.lane_died() {
-                break End::part_died();
+                break self.part_died();
             }
             if self.drained() {
                 break self.phase.take_end();
@@ -222,20 +215,32 @@ impl Relay {
         end
     }
 
+    /// A part has ended. Where the intake has halted, the keeper has no session to write in any more, and ends too: the
+    /// reason is the intake's.
+    fn part_died(&mut self) -> End {
+        match self.intake_halted {
+            true => self.phase.take_end(),
+            false => End::part_died(),
+        }
+    }
+
     /// Waits for the next thing to do, by priority.
     async fn select(&mut self) -> Wake {
-        let room = self.watermark.outstanding() + self.gatehouse.tasks() < self.budget.tasks
-            && self.bytes < self.budget.bytes
-            && self.ledger.has_room()
-            && (self.gatehouse.items() as u64) < self.budget.tasks.saturating_mul(WAITING_ITEMS)
+        let room = self.watermark.outstanding() + self.gatehouse.tasks() < self.max_tasks
+            && (self.gatehouse.items() as u64) < self.max_tasks.saturating_mul(WAITING_ITEMS)
             && self.watermark.transactions() < TRANSACTIONS;
         let deadline = self.phase.deadline();
         let is_told = self
             .session
             .is_none_or(|session| session.generation == self.told);
-        let take =
-            room && is_told && !self.intake_halted && (deadline.is_none() || self.is_completing());
-        let strained = self.strain.look(room, deadline.is_some());
+        let take = room
+            && self.ledger.has_room()
+            && is_told
+            && !self.intake_halted
+            && (deadline.is_none() || self.is_completing());
+        let strained = self
+            .strain
+            .look(room && self.channels.memory.has_room(), deadline.is_some());
         self.channels
             .strain
             .send_if_modified(|known| std::mem::replace(known, strained) != strained);
@@ -288,8 +293,8 @@ impl Relay {
         if !is_current(self.session) {
             return;
         }
+        batch.charge.take_over();
         for item in batch.items {
-            self.bytes += size(&item);
             if let Some(item) = self.gatehouse.arrive(item) {
                 self.pass(item);
             }
@@ -299,8 +304,9 @@ impl Relay {
 
     fn begin_session(&mut self, session: Session) {
         if self.ledger.generation() != session.generation {
-            self.watermark.reset();
-            self.bytes -= self.ledger.begin(session, self.watermark.confirmed());
+            self.watermark.reset(session.start);
+            let dropped = self.ledger.begin(session, self.watermark.confirmed());
+            self.channels.memory.free(dropped);
         }
         self.session = Some(session);
         self.gatehouse.open(session.walsender_pid);
@@ -312,7 +318,7 @@ impl Relay {
         if !matches!(self.passing, Passing::Closed) {
             self.passing = Passing::Between;
         }
-        self.bytes -= self.gatehouse.close();
+        self.channels.memory.free(self.gatehouse.close());
     }
 
     fn cleared(&mut self, clearance: Clearance) {
@@ -362,14 +368,15 @@ impl Relay {
 
     fn pass_task(&mut self, task: Task) {
         let Passing::Open { ticket, skip } = self.passing else {
-            self.bytes -= task.size();
+            self.channels.memory.free(task.size());
             return;
         };
         if task.position.ordinal < skip {
-            self.bytes -= task.size();
+            self.channels.memory.free(task.size());
             return;
         }
         self.watermark.open();
+        failpoint::reach(Point::InTransaction);
         self.dispatch(task, ticket);
     }
 

@@ -8,10 +8,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tracing::error;
 
+use crate::budget::Memory;
 use crate::delivery::{Keeper, KeyHasher, Lane, Marking, Rule, Wishes};
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
-use crate::relay::{self, Budget, End, Gate, LANE_SLACK, Relay, Routes, SinkLanes};
+use crate::partitions::Partitions;
+use crate::relay::{self, End, Gate, LANE_SLACK, Relay, Routes, SinkLanes};
 use crate::sink::Sink;
 use crate::units::BackoffRange;
 
@@ -27,7 +29,7 @@ const RELEASED_PART: usize = 4;
 /// was away.
 const OUTAGE: BackoffRange = BackoffRange {
     min: Duration::from_millis(100),
-    max: Duration::from_secs(3),
+    max: Duration::from_secs(1),
 };
 
 /// A sink's part of a [`Plan`].
@@ -46,6 +48,8 @@ pub struct Plan {
     pub intake: Intake,
     /// The gate; `None` where it is switched off.
     pub gate: Option<Watch>,
+    /// What keeps the outbox's partitions, where that is ours to do.
+    pub partitions: Option<Partitions>,
     /// The routes.
     pub routes: Routes,
     /// By route: what it says of failures.
@@ -56,8 +60,10 @@ pub struct Plan {
     pub sinks: Vec<PlannedSink>,
     /// Bytes of WAL that the server may keep for the slot before stalled sinks spill.
     pub slot_lag: u64,
-    /// What may be held in memory.
-    pub budget: Budget,
+    /// Tasks that are read and not settled, at most.
+    pub in_flight: u64,
+    /// Bytes of tasks in memory.
+    pub memory: usize,
 }
 
 /// Runs the plan to its end.
@@ -83,6 +89,8 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     let (wishes, wished) = watch::channel(Wishes::default());
     let (tells, kept) = mpsc::channel(KEPT);
     let hasher = KeyHasher::default();
+    let release_bytes = plan.memory / RELEASED_PART;
+    let memory = Memory::new(plan.memory - release_bytes);
 
     let mut tasks = JoinSet::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -97,7 +105,7 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         }
     });
 
-    let capacity = usize::try_from(plan.budget.tasks)
+    let capacity = usize::try_from(plan.in_flight)
         .unwrap_or(usize::MAX / 4)
         .saturating_add(LANE_SLACK);
     let mut lanes = JoinSet::new();
@@ -140,13 +148,16 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     }
     drop(reports);
 
+    if let Some(partitions) = plan.partitions {
+        tasks.spawn(partitions.run(stands.clone(), confirmable.clone()));
+    }
     let channels = intake::Channels {
         batches,
         line,
         confirmed: confirmable,
         orders: ordered,
+        memory: memory.clone(),
     };
-    let release_bytes = plan.budget.bytes / RELEASED_PART;
     let keeper = Keeper {
         target: plan.intake.target.clone(),
         slot: plan.intake.slot.clone(),
@@ -169,10 +180,7 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         sinks,
         hasher,
         plan.gate.map(gate),
-        Budget {
-            bytes: plan.budget.bytes - release_bytes,
-            ..plan.budget
-        },
+        plan.in_flight,
         relay::Channels {
             batches: from_intake,
             line: stands,
@@ -182,6 +190,7 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
             work,
             wishes,
             kept,
+            memory,
             signals,
         },
     );

@@ -74,13 +74,14 @@ pub struct Watermark {
 }
 
 impl Watermark {
-    /// Starts over, for a server whose LSNs mean something else: another system, or another timeline.
+    /// Starts over, for a server whose LSNs mean something else: another system, or another timeline. Below `start`
+    /// everything is settled already.
     ///
     /// Settlements of tickets from before are ignored from here on.
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self, start: Lsn) {
         self.base += self.entries.len() as u64;
         self.entries.clear();
-        self.confirmed = Lsn::ZERO;
+        self.confirmed = start;
         self.last_commit = Lsn::ZERO;
         self.outstanding = 0;
     }

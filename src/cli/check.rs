@@ -55,6 +55,7 @@ fn outbox(config: &Config) -> String {
     let mut text = match outbox.retention {
         Retention::Delete => format!("{}, settled rows are deleted", outbox.table),
         Retention::Keep => format!("{}, settled rows stay", outbox.table),
+        Retention::Partition => format!("{}, settled partitions are dropped", outbox.table),
     };
     if let Some(Preset::Debezium) = outbox.preset {
         text.push_str(", preset debezium");

@@ -38,7 +38,7 @@ impl From<Class> for Code {
         match class {
             Class::Temporary => Code::Temporary,
             Class::Configuration => Code::Config,
-            Class::Lost => Code::Lost,
+            Class::SlotLost | Class::PublicationLost => Code::Lost,
         }
     }
 }

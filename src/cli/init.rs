@@ -8,7 +8,8 @@ use tokio_postgres::Client;
 use super::Failure;
 use super::exit::Code;
 use crate::config::Config;
-use crate::control::{self, ApplyError, Event, Wanted};
+use crate::control::{self, ApplyError, Event, Kind, Wanted};
+use crate::hold;
 use crate::outbox::config::Retention;
 use crate::outbox::{Columns, TableName};
 use crate::preflight::{
@@ -58,6 +59,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
         slot: postgres.slot.clone(),
         publication: postgres.publication.clone(),
         login: Some(target.user().to_owned()),
+        partition: (config.outbox.retention == Retention::Partition)
+            .then_some(config.outbox.partition),
     };
     let mut out = io::stdout();
     if args.print {
@@ -67,6 +70,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let mut expected = Expectation::new(&columns, &postgres.slot, &postgres.publication);
     expected.role = Some(target.user().to_owned());
     expected.deletes = config.outbox.retention == Retention::Delete;
+    expected.partitions = config.outbox.retention == Retention::Partition;
+    expected.heals = postgres.heal;
     let target = match &args.url {
         Some(url) => Target::parse(url.expose_secret(), None)
             .map_err(|why| Failure::new(Code::Config, format!("--url: {why}")))?,
@@ -97,6 +102,9 @@ pub enum Error {
     /// A step failed.
     #[error(transparent)]
     Apply(#[from] ApplyError),
+    /// The slot could not be marked as lost.
+    #[error(transparent)]
+    Mark(#[from] crate::replication::Error),
     /// The server could not be looked at.
     #[error("the server's catalogs cannot be read: {}", control::in_words(.0))]
     Look(#[from] tokio_postgres::Error),
@@ -111,6 +119,7 @@ impl Error {
         let refused = match self {
             Error::Apply(e) => e.code().is_some(),
             Error::Look(e) => e.code().is_some(),
+            Error::Mark(e) => e.sqlstate().is_some(),
             Error::Output(_) => return Code::Runtime,
         };
         match refused {
@@ -145,7 +154,8 @@ pub async fn apply(
     let ours = wanted.table == TableName::ours();
     let before = preflight::facts(client, expected).await?;
     let mut refused = judge_ground(&before);
-    if !ours {
+    // Ours is made; but one that is there already has partitions or none.
+    if !ours || wanted.partition.is_some() && before.table.is_some() {
         refused.extend(judge_table(&before, expected));
     }
     if let Some(class) = worst(&refused) {
@@ -154,9 +164,14 @@ pub async fn apply(
     }
 
     let mut written = Ok(());
-    let mut left = false;
+    if expected.heals && before.slot.is_none() && before.holding.missing.is_empty() {
+        // It was lost: a new one alone would hide that.
+        hold::mark_known(client, &wanted.slot).await?;
+    }
+    let (mut left, mut new_slot) = (false, false);
     control::apply(client, observer, wanted, &mut |event| {
         left |= matches!(event, Event::Left(_));
+        new_slot |= matches!(event, Event::Created(step) if step.kind == Kind::Slot);
         if written.is_ok() {
             written = line(&event, out);
         }
@@ -166,6 +181,9 @@ pub async fn apply(
 
     let report = preflight::preflight(client, expected).await?;
     tell(&report.findings, out)?;
+    if new_slot && has_rows(client, &wanted.table).await? {
+        writeln!(out, "{}", older_rows(&wanted.table, expected.heals))?;
+    }
     if ours && !left {
         writeln!(
             out,
@@ -173,6 +191,26 @@ pub async fn apply(
         )?;
     }
     Ok(report.fatal())
+}
+
+async fn has_rows(client: &Client, table: &TableName) -> Result<bool, tokio_postgres::Error> {
+    let sql = format!("select exists (select from {})", table.to_sql());
+    client.query_typed_one(&sql, &[]).await?.try_get(0)
+}
+
+/// A slot sends what is committed after it was made.
+fn older_rows(table: &TableName, heals: bool) -> String {
+    match heals {
+        true => format!(
+            "note: {table} has rows already, which are older than the slot. The first start of the daemon makes the slot \
+             again, and dispatches them (heal = true)"
+        ),
+        false => format!(
+            "warning: {table} has rows already, which are older than the slot: they will not be sent.\n  \
+             To have them sent: set [postgres] heal = true, with [outbox] retention = \"delete\"; then the first start of \
+             the daemon dispatches what is in the table. Or insert them again. If they were sent already: delete them"
+        ),
+    }
 }
 
 fn line(event: &Event<'_>, out: &mut dyn Write) -> io::Result<()> {

@@ -7,7 +7,8 @@ use crate::delivery::Rule;
 use crate::gate::watcher::Watch;
 use crate::intake::{Intake, Until};
 use crate::outbox::{Columns, Field, Retention};
-use crate::relay::{Budget, Routes};
+use crate::partitions::Partitions;
+use crate::relay::Routes;
 use crate::route::Router;
 use crate::supervisor::{Plan, PlannedSink};
 
@@ -48,15 +49,25 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
     let deletes = config.outbox.retention == Retention::Delete;
     let delete_by = columns.column(Field::Id).filter(|_| deletes);
     let delete_by = delete_by.map(str::to_owned);
+    let partitions = (config.outbox.retention == Retention::Partition).then(|| Partitions {
+        target: primary.clone(),
+        slot: config.postgres.slot.clone(),
+        table: columns.table().clone(),
+        width: config.outbox.partition,
+        keep: config.outbox.partition_keep,
+    });
     Ok(Plan {
         intake: Intake {
             target: primary,
             slot: config.postgres.slot.clone(),
             publication: config.postgres.publication.clone(),
-            deletes,
+            retention: config.outbox.retention,
             columns,
             until,
+            replicas: gate.replicas.clone(),
+            heal: config.postgres.heal,
         },
+        partitions,
         gate: (gate.visibility || !gate.replicas.is_empty()).then_some(gate),
         routes: Routes {
             router: Router::new(&config.routes),
@@ -73,9 +84,7 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
             })
             .collect(),
         slot_lag: config.limits.slot_lag,
-        budget: Budget {
-            tasks: u64::from(config.limits.in_flight.get()),
-            bytes: usize::try_from(config.limits.memory).unwrap_or(usize::MAX),
-        },
+        in_flight: u64::from(config.limits.in_flight.get()),
+        memory: usize::try_from(config.limits.memory).unwrap_or(usize::MAX),
     })
 }

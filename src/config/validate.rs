@@ -7,6 +7,7 @@ use super::report::{Problem, listed};
 use super::{Config, mask, tree};
 use crate::control::check_slot_name;
 use crate::near;
+use crate::outbox::config::Retention;
 use crate::outbox::{Columns, ColumnsError, Field};
 
 /// The checks across keys, before the files are read that hold secrets.
@@ -15,6 +16,7 @@ pub(super) fn check(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Pro
     problems.extend(primary(config, table));
     problems.extend(names(config, text, table));
     problems.extend(outbox(config, text, table));
+    problems.extend(healing(config, text, table));
     problems.extend(routes(config, text, table));
     problems.extend(connections(config, text, table));
     problems
@@ -136,6 +138,24 @@ fn outbox(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Problem> {
             }
         }
     }
+}
+
+/// What is in the table tells what was not sent only where settled rows are deleted.
+fn healing(config: &Config, text: &str, table: &DeTable<'_>) -> Option<Problem> {
+    if !config.postgres.heal || config.outbox.retention == Retention::Delete {
+        return None;
+    }
+    let line = match tree::value(table, &["outbox", "retention"]) {
+        Some(value) => format!(" (line {})", tree::line_number(text, value.span().start)),
+        None => String::new(),
+    };
+    let title = format!(
+        "`postgres.heal` needs `outbox.retention` = \"delete\", which is another one{line}"
+    );
+    let help = "rows that stay in the table are not told from those that were not sent: set retention = \"delete\", or \
+                heal = false";
+    let place = tree::value(table, &["postgres", "heal"]).map(|value| value.span());
+    Some(Problem::new(title).at(place).help(help))
 }
 
 fn routes(config: &Config, text: &str, table: &DeTable<'_>) -> Vec<Problem> {

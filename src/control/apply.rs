@@ -1,16 +1,10 @@
 //! Applies the plan over a connection.
 
-use std::time::Duration;
-
-use tokio::time::{Instant, MissedTickBehavior};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error};
 
 use super::plan::{Kind, Step, Wanted, plan};
-use super::wait::{Blocker, blockers};
-
-/// How long a slot may take before we say whom it waits for, and between two looks.
-const PATIENCE: Duration = Duration::from_secs(2);
+use super::wait::{Blocker, watched};
 
 /// What [`apply()`] tells on its way.
 #[derive(Debug)]
@@ -191,24 +185,13 @@ async fn make_slot(
         .query_typed_one("select pg_backend_pid()", &[])
         .await?
         .try_get(0)?;
-    let mut made = std::pin::pin!(client.batch_execute(&step.sql));
-    let mut look = tokio::time::interval_at(Instant::now() + PATIENCE, PATIENCE);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told: Vec<Blocker> = Vec::new();
-    loop {
-        tokio::select! {
-            biased;
-            result = &mut made => return result,
-            _ = look.tick() => {}
-        }
-        // Only the telling depends on the observer: the slot is made without it.
-        let Ok(now) = blockers(observer, pid).await else {
-            return made.await;
-        };
-        let news = now.iter().any(|a| !told.iter().any(|b| a.same(b)));
-        if news {
-            say(Event::WaitingFor(&now));
-            told = now;
-        }
-    }
+    watched(
+        client.batch_execute(&step.sql),
+        observer,
+        pid,
+        &mut |blockers| {
+            say(Event::WaitingFor(blockers));
+        },
+    )
+    .await
 }

@@ -1,14 +1,20 @@
 //! `sql/`, as steps: the schema, the tables, the functions, the roles and their grants. Pure.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use super::name::literal;
+use super::partitions::extend_call;
 use super::plan::{Kind, Step};
 use crate::outbox::TableName;
 
 const ENQUEUE: &str = include_str!("../../sql/enqueue.sql");
+const PARTITION_FUNCTIONS: &str = include_str!("../../sql/partitions.sql");
 const HOLD_FUNCTIONS: &str = include_str!("../../sql/hold_functions.sql");
 
-/// What is in the schema `aftercommit` beside this outbox table, and that table, if it is ours.
-pub(super) fn contract(table: &TableName) -> Vec<Step> {
+/// What is in the schema `aftercommit` beside this outbox table, and that table, if it is ours. With a width, it has
+/// partitions that the daemon makes and drops.
+pub(super) fn contract(table: &TableName, partition: Option<Duration>) -> Vec<Step> {
     let is_ours = *table == TableName::ours();
     let mut steps = vec![object(
         "schema aftercommit",
@@ -20,7 +26,7 @@ pub(super) fn contract(table: &TableName) -> Vec<Step> {
         steps.push(object(
             "table aftercommit.outbox",
             "select pg_catalog.to_regclass('aftercommit.outbox') is not null".to_owned(),
-            include_str!("../../sql/outbox.sql"),
+            &outbox(partition.is_some()),
         ));
         steps.push(object(
             "function aftercommit.enqueue",
@@ -46,7 +52,9 @@ pub(super) fn contract(table: &TableName) -> Vec<Step> {
     ));
     steps.push(object(
         "table aftercommit.checkpoint",
-        "select pg_catalog.to_regclass('aftercommit.checkpoint') is not null".to_owned(),
+        "select exists (select from pg_catalog.pg_attribute \
+         where attrelid = pg_catalog.to_regclass('aftercommit.checkpoint') and attname = 'healing')"
+            .to_owned(),
         include_str!("../../sql/checkpoint.sql"),
     ));
     steps.push(Step {
@@ -59,13 +67,16 @@ pub(super) fn contract(table: &TableName) -> Vec<Step> {
             include_str!("../../sql/roles.sql"),
         )
     });
-    let grants = grants(table, is_ours);
+    if let Some(width) = partition {
+        steps.extend(partitions(table, width));
+    }
+    let grants = grants(table, is_ours, partition.is_some());
     steps.push(Step {
         kind: Kind::Role,
         by_hand: without_comments(&grants),
         ..object(
             "grants to aftercommit_app and aftercommit_daemon",
-            grants_are_there(table, is_ours),
+            grants_are_there(table, is_ours, partition.is_some()),
             &grants,
         )
     });
@@ -80,6 +91,38 @@ fn object(what: &str, probe: String, sql: &str) -> Step {
         by_hand: String::new(),
         kind: Kind::Object,
     }
+}
+
+fn outbox(is_partitioned: bool) -> Cow<'static, str> {
+    const TABLE: &str = include_str!("../../sql/outbox.sql");
+    match is_partitioned {
+        false => TABLE.into(),
+        // A primary key holds the key of the partitions.
+        true => TABLE
+            .replacen("primary key (id)", "primary key (id, created_at)", 1)
+            .replacen("\n);\n", "\n) partition by range (created_at);\n", 1)
+            .into(),
+    }
+}
+
+/// What makes and drops partitions, and the first ones.
+fn partitions(table: &TableName, width: Duration) -> [Step; 2] {
+    let quoted = literal(&table.to_sql());
+    let extend = extend_call(&quoted, width);
+    [
+        object(
+            "functions for partitions",
+            functions_are_there(PARTITION_FUNCTIONS),
+            PARTITION_FUNCTIONS,
+        ),
+        object(
+            &format!("partitions of {table}"),
+            format!(
+                "select exists (select from aftercommit.outbox_partitions({quoted}) where lower <= now() and upper > now())"
+            ),
+            &format!("select name as partition, problem from {extend};"),
+        ),
+    ]
 }
 
 /// Compares their bodies: a change of the file reaches a database that has an older one.
@@ -99,13 +142,16 @@ fn functions_are_there(sql: &str) -> String {
     )
 }
 
-fn grants(table: &TableName, is_ours: bool) -> String {
+fn grants(table: &TableName, is_ours: bool, is_partitioned: bool) -> String {
     let mut sql = String::new();
     if is_ours {
         sql.push_str(include_str!("../../sql/grants.sql"));
         sql.push('\n');
     }
     sql.push_str(include_str!("../../sql/hold_grants.sql"));
+    if is_partitioned {
+        sql.push_str(include_str!("../../sql/partition_grants.sql"));
+    }
     sql.push_str(
         "\n-- The daemon deletes settled rows, and reads those that a lost slot leaves behind.\n",
     );
@@ -122,7 +168,7 @@ fn grants(table: &TableName, is_ours: bool) -> String {
     sql
 }
 
-fn grants_are_there(table: &TableName, is_ours: bool) -> String {
+fn grants_are_there(table: &TableName, is_ours: bool, is_partitioned: bool) -> String {
     let all = |table: &str, rights: &[&str]| {
         let one = |right: &&str| {
             format!("has_table_privilege(r.oid, pg_catalog.to_regclass({table}), '{right}')")
@@ -159,7 +205,10 @@ fn grants_are_there(table: &TableName, is_ours: bool) -> String {
             &["select", "insert", "update", "delete"]
         ),
         checkpoint = all("'aftercommit.checkpoint'", &["select", "insert", "update"]),
-        functions = functions("^(hold_|cancel$)"),
+        functions = functions(match is_partitioned {
+            true => "^(hold_|outbox_|cancel$)",
+            false => "^(hold_|cancel$)",
+        }),
         outbox = all(&literal(&table.to_sql()), &["select", "delete"]),
     )
 }
@@ -178,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_bodies_of_the_functions_are_in_their_probes() {
-        let steps = contract(&TableName::ours());
+        let steps = contract(&TableName::ours(), None);
         let probe = |what: &str| {
             let step = steps.iter().find(|step| step.what.contains(what));
             &step.expect("a step").probe
@@ -194,12 +243,35 @@ mod tests {
     fn what_an_administrator_types_holds_every_grant() {
         for table in ["aftercommit.outbox", "shop.\"Events\""] {
             let table = table.parse().expect("a table");
-            let steps = contract(&table);
-            let grants = steps.last().expect("grants");
-            for line in grants.sql.lines().filter(|l| l.starts_with("grant")) {
-                assert!(grants.by_hand.contains(line), "{line}");
+            for partition in [None, Some(Duration::from_secs(86_400))] {
+                let steps = contract(&table, partition);
+                let grants = steps.last().expect("grants");
+                for line in grants.sql.lines().filter(|l| l.starts_with("grant")) {
+                    assert!(grants.by_hand.contains(line), "{line}");
+                }
+                assert!(!grants.by_hand.contains("--"));
+                assert_eq!(
+                    grants.sql.contains("outbox_drop"),
+                    partition.is_some(),
+                    "no more rights than are needed"
+                );
             }
-            assert!(!grants.by_hand.contains("--"));
         }
+    }
+
+    #[test]
+    fn a_partitioned_outbox_differs_in_two_places() {
+        let (plain, partitioned) = (outbox(false), outbox(true));
+        let differ: Vec<(&str, &str)> = plain
+            .lines()
+            .zip(partitioned.lines())
+            .filter(|(a, b)| a != b)
+            .collect();
+        let expected = [
+            ("  primary key (id),", "  primary key (id, created_at),"),
+            (");", ") partition by range (created_at);"),
+        ];
+        assert_eq!(differ, expected);
+        assert_eq!(plain.lines().count(), partitioned.lines().count());
     }
 }

@@ -6,13 +6,14 @@
 mod apply;
 mod contract;
 mod name;
+pub mod partitions;
 mod plan;
 mod wait;
 
 pub use apply::{ApplyError, Event, apply, in_words};
 pub use name::check_slot_name;
 pub use plan::{Kind, Step, Wanted, plan, script};
-pub use wait::Blocker;
+pub use wait::{Blocker, watched};
 
 pub(crate) use name::{ident, literal};
 pub(crate) use plan::{create_publication, create_slot};

@@ -1,5 +1,7 @@
 //! What `init` makes, in order. Pure: the same steps are printed and applied.
 
+use std::time::Duration;
+
 use super::contract::contract;
 use super::name::{dollar_quoted, ident, literal};
 use crate::outbox::TableName;
@@ -15,6 +17,8 @@ pub struct Wanted {
     pub publication: String,
     /// The role in the daemon's connection URL.
     pub login: Option<String>,
+    /// The outbox has partitions that the daemon makes and drops; the first is so wide.
+    pub partition: Option<Duration>,
 }
 
 /// One step of [`plan()`].
@@ -47,7 +51,7 @@ pub enum Kind {
 /// application's the outbox. The publication comes before the slot: a slot cannot decode changes from a time at which
 /// its publication did not exist.
 pub fn plan(wanted: &Wanted) -> Vec<Step> {
-    let mut steps = contract(&wanted.table);
+    let mut steps = contract(&wanted.table, wanted.partition);
     steps.extend(wanted.login.as_deref().map(membership));
     steps.push(publication(wanted));
     steps.push(slot(wanted));
@@ -154,19 +158,40 @@ fn slot(wanted: &Wanted) -> Step {
     let slot = literal(&wanted.slot);
     let there =
         format!("exists (select from pg_catalog.pg_replication_slots where slot_name = {slot})");
+    // The statement of another version is not looked at: it would not be understood.
+    let body = format!(
+        "\nbegin\n  \
+           if {there} then\n    \
+             return;\n  \
+           elsif current_setting('server_version_num')::int4 >= 170000 then\n    \
+             perform {};\n  \
+           else\n    \
+             perform {};\n  \
+           end if;\n\
+         end\n",
+        slot_call(&wanted.slot, true),
+        slot_call(&wanted.slot, false),
+    );
     Step {
         what: format!("slot {}", ident(&wanted.slot)),
         probe: format!("select {there}"),
-        sql: format!("{} where not {there};", create_slot(&wanted.slot)),
+        sql: format!("do {};", dollar_quoted(&body)),
         by_hand: String::new(),
         kind: Kind::Slot,
     }
 }
 
-/// Not temporary, and not two-phase: that would send prepared rows before they are committed.
-pub(crate) fn create_slot(slot: &str) -> String {
+/// The slot, for a server of this version (`server_version_num`).
+pub(crate) fn create_slot(slot: &str, server_version: u32) -> String {
+    format!("select {}", slot_call(slot, server_version >= 170_000))
+}
+
+/// Not temporary, and not two-phase: that would send prepared rows before they are committed. From 17 on with failover:
+/// standbys keep a copy of it, if they are told to.
+fn slot_call(slot: &str, failover: bool) -> String {
+    let failover = if failover { ", true" } else { "" };
     format!(
-        "select pg_catalog.pg_create_logical_replication_slot({}, 'pgoutput', false, false)",
+        "pg_catalog.pg_create_logical_replication_slot({}, 'pgoutput', false, false{failover})",
         literal(slot)
     )
 }
@@ -181,6 +206,7 @@ mod tests {
             slot: "aftercommit".to_owned(),
             publication: "After\"commit".to_owned(),
             login: Some("daemon $do$".to_owned()),
+            partition: None,
         }
     }
 

@@ -5,9 +5,14 @@
 //! "Logical Decoding Concepts").
 
 use std::fmt;
+use std::time::Duration;
 
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, Error};
+
+/// How long a slot may take before we say whom it waits for, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// An open transaction that the creation of a slot waits for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,8 +83,39 @@ impl fmt::Display for Blocker {
     }
 }
 
+/// Waits until a slot is made, by backend `waiting`, and tells of the transactions that are in its way, those that were told
+/// of before only when others have come.
+///
+/// `observer` is a connection to the same server; without it, nothing is told.
+pub async fn watched<T>(
+    made: impl Future<Output = T>,
+    observer: &Client,
+    waiting: i32,
+    tell: &mut (dyn FnMut(&[Blocker]) + Send),
+) -> T {
+    let mut made = std::pin::pin!(made);
+    let mut look = tokio::time::interval_at(Instant::now() + PATIENCE, PATIENCE);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told: Vec<Blocker> = Vec::new();
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut made => return result,
+            _ = look.tick() => {}
+        }
+        let Ok(now) = blockers(observer, waiting).await else {
+            return made.await;
+        };
+        let news = now.iter().any(|a| !told.iter().any(|b| a.same(b)));
+        if news {
+            tell(&now);
+            told = now;
+        }
+    }
+}
+
 /// The transactions that backend `waiting` waits for now, or will: those that hold a transaction id, longest first.
-pub(super) async fn blockers(observer: &Client, waiting: i32) -> Result<Vec<Blocker>, Error> {
+async fn blockers(observer: &Client, waiting: i32) -> Result<Vec<Blocker>, Error> {
     // pg_locks shows every holder's pid to every role; pg_stat_activity hides the rest of other roles' sessions.
     let sessions = observer
         .query_typed(

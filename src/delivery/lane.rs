@@ -4,6 +4,8 @@
 //! `hold_after`, or under strain, it *spills*: all it has goes to the hold, in order, and so does what comes. What comes
 //! back from there, a task now and then, is the probe: when the sink takes it, the lane goes on.
 
+mod stall;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +17,14 @@ use super::queue::{At, LaneQueue, Verdict};
 use super::{KeyHasher, Marking, Message, Origin, Passage, Report, Rule};
 use crate::backoff::Backoff;
 use crate::clock;
+use crate::failpoint::{self, Point};
 use crate::outbox::Task;
 use crate::sink::{Cause, Outage, Outcome, Sink};
 use crate::units::BackoffRange;
 
 /// At most so many tasks, and bytes, are in the sink's hands at a time. Large enough to make a round trip cheap, small
 /// enough that a batch, its encoding and its copy in a client library stay a small part of the memory budget.
-const BATCH_TASKS: usize = 512;
+const BATCH_TASKS: usize = 3072;
 const BATCH_BYTES: usize = 1 << 20;
 
 /// A sink that goes away again so soon after it was back was not: the pauses go on growing.
@@ -98,7 +101,15 @@ impl Lane {
 impl Running {
     async fn run(mut self) {
         loop {
-            self.take_in();
+            let away = self.away.is_some();
+            let (lane, queue) = (&mut self.lane, &mut self.queue);
+            take_in(
+                &mut lane.inbox,
+                &mut self.open,
+                queue,
+                &mut lane.marking,
+                away,
+            );
             self.spill();
             let may_try = self
                 .away
@@ -123,57 +134,21 @@ impl Running {
         }
     }
 
-    /// Takes what is in the inbox.
-    fn take_in(&mut self) {
-        while self.open {
-            match self.lane.inbox.try_recv() {
-                Ok(message) => self.message(message),
-                Err(mpsc::error::TryRecvError::Empty) => return,
-                Err(mpsc::error::TryRecvError::Disconnected) => self.open = false,
-            }
-        }
-    }
-
-    fn message(&mut self, message: Message) {
-        match message {
-            Message::Tasks(passages) => {
-                for mut passage in passages {
-                    if self.away.is_some() {
-                        // It waits for long, and must not keep the read buffer alive.
-                        passage.task.detach();
-                    }
-                    self.queue.push(passage);
-                }
-            }
-            Message::Begins {
-                generation,
-                identity,
-                held,
-            } => {
-                self.queue.begin(held);
-                self.lane.marking.begin(generation, identity);
-            }
-            Message::Written { seq, freed, saved } => {
-                self.queue.written(seq, &freed);
-                self.lane.marking.written(seq, saved);
-            }
-        }
-    }
-
     /// Sends to the hold what has waited for long enough.
     fn spill(&mut self) {
         let strain = *self.lane.strain.borrow_and_update();
+        let now = Instant::now();
         let Some(away) = &mut self.away else {
             if strain {
-                self.queue.spill_waiting();
+                self.queue.spill_waiting(now.into_std());
             }
             return;
         };
         if away.spilled {
-            self.queue.spill(&away.cause, false);
-        } else if strain || away.spill_at <= Instant::now() {
+            self.queue.spill(now.into_std(), &away.cause, false);
+        } else if strain || away.spill_at <= now {
             away.spilled = true;
-            self.queue.spill(&away.cause, true);
+            self.queue.spill(now.into_std(), &away.cause, true);
             warn!(
                 sink = %self.lane.name, cause = %away.cause,
                 "the sink stays away; its tasks go to the hold table, and come back when it does"
@@ -187,10 +162,13 @@ impl Running {
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let answer = match self.lane.marking.terms(self.queue.turn()) {
-            Some(terms) => self.lane.sink.deliver_once(&tasks, terms).await,
-            None => self.lane.sink.deliver(&tasks).await,
-        };
+        let generation = self.lane.marking.generation();
+        let answer = self.deliver(&tasks).await;
+        failpoint::reach(Point::Acknowledged);
+        self.lane.marking.answered(self.queue.turn());
+        // What is not delivered of an earlier generation comes again.
+        let is_void = generation != self.lane.marking.generation();
+        let is_void = |passage: &Passage| is_void && matches!(passage.origin, Origin::Stream(_));
         let passages = tasks.into_iter().zip(tags);
         let passages = passages.map(|(task, (origin, route))| Passage {
             task,
@@ -206,12 +184,17 @@ impl Running {
                 );
                 self.is_back();
                 for (passage, outcome) in passages.zip(outcomes) {
-                    self.outcome(passage, outcome);
+                    match outcome != Outcome::Delivered && is_void(&passage) {
+                        true => self.queue.forget(&passage),
+                        false => self.outcome(passage, outcome),
+                    }
                 }
                 self.queue.finish_batch();
             }
             Err(Outage(cause)) => {
-                self.queue.give_back(passages.collect());
+                let (void, given_back): (Vec<Passage>, Vec<Passage>) = passages.partition(is_void);
+                void.iter().for_each(|passage| self.queue.forget(passage));
+                self.queue.give_back(given_back);
                 self.is_away(cause);
             }
         }
@@ -272,7 +255,7 @@ impl Running {
         away.cause = cause;
         away.next_try = now + pause;
         if away.spilled {
-            self.queue.spill(&away.cause, true);
+            self.queue.spill(now.into_std(), &away.cause, true);
         }
     }
 
@@ -294,11 +277,56 @@ impl Running {
             () = self.lane.reports.closed() => return false,
         };
         match received {
-            Some(Some(message)) => self.message(message),
+            Some(Some(message)) => {
+                let away = self.away.is_some();
+                hear(&mut self.queue, &mut self.lane.marking, message, away);
+            }
             Some(None) => self.open = false,
             None => {}
         }
         true
+    }
+}
+
+/// Takes what is in the inbox. `detach`: it will wait for long, and must not keep the read buffer alive.
+fn take_in(
+    inbox: &mut mpsc::Receiver<Message>,
+    open: &mut bool,
+    queue: &mut LaneQueue,
+    marking: &mut Marking,
+    detach: bool,
+) {
+    while *open {
+        match inbox.try_recv() {
+            Ok(message) => hear(queue, marking, message, detach),
+            Err(mpsc::error::TryRecvError::Empty) => return,
+            Err(mpsc::error::TryRecvError::Disconnected) => *open = false,
+        }
+    }
+}
+
+fn hear(queue: &mut LaneQueue, marking: &mut Marking, message: Message, detach: bool) {
+    match message {
+        Message::Tasks(passages) => {
+            for mut passage in passages {
+                if detach {
+                    passage.task.detach();
+                }
+                queue.push(passage);
+            }
+        }
+        Message::Begins {
+            generation,
+            identity,
+            held,
+        } => {
+            queue.begin(held);
+            marking.begin(generation, identity);
+        }
+        Message::Written { seq, freed, saved } => {
+            queue.written(seq, &freed);
+            marking.written(seq, saved);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Pure: what a lane tells its sink of its tasks, so that it can tell which of them its place has already.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::intake::{Confirmation, Identity};
@@ -18,6 +19,10 @@ pub struct Marking {
     /// Before anything is known of that, no task comes.
     scope: Option<Scope>,
     settled: Settled,
+    /// The batches that were handed over.
+    turn: u64,
+    /// Of those that are answered and whose report is not written down: turn and number of the report.
+    reported: VecDeque<(u64, u64)>,
 }
 
 impl Marking {
@@ -30,6 +35,8 @@ impl Marking {
             lane,
             scope: None,
             settled: Settled::default(),
+            turn: 0,
+            reported: VecDeque::new(),
         }
     }
 
@@ -47,20 +54,35 @@ impl Marking {
 
     /// The reports up to `seq` are written down; and `saved`, below which the server sends nothing again.
     pub(super) fn written(&mut self, seq: u64, saved: Confirmation) {
-        self.settled.turn = seq;
-        let generation = self.scope.as_ref().map(|scope| scope.generation);
-        if generation == Some(saved.generation) {
+        while let Some((turn, report)) = self.reported.front()
+            && *report <= seq
+        {
+            self.settled.turn = *turn;
+            self.reported.pop_front();
+        }
+        if self.generation() == Some(saved.generation) {
             self.settled.below = saved.lsn.lsn();
         }
     }
 
-    /// The terms of a batch, whose outcomes go into the report number `turn`.
-    pub(super) fn terms(&self, turn: u64) -> Option<Terms<'_>> {
+    /// The generation of what comes now.
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.scope.as_ref().map(|scope| scope.generation)
+    }
+
+    /// The terms of the next batch.
+    pub(super) fn terms(&mut self) -> Option<Terms> {
+        self.turn += 1;
         Some(Terms {
-            scope: self.scope.as_ref()?,
-            turn,
+            scope: self.scope.clone()?,
+            turn: self.turn,
             settled: self.settled,
         })
+    }
+
+    /// What became of the batch stands in the report of this number.
+    pub(super) fn answered(&mut self, report: u64) {
+        self.reported.push_back((self.turn, report));
     }
 }
 
@@ -84,14 +106,20 @@ mod tests {
     fn what_is_settled_counts_in_its_own_generation() {
         let table = TableName::ours();
         let mut marking = Marking::new("slot", &table, &"sink".into(), 2);
-        assert!(marking.terms(1).is_none());
+        assert!(marking.terms().is_none());
         let identity = Identity {
             system_id: 7,
             timeline: 3,
         };
         marking.begin(1, identity);
-        marking.written(4, confirmation(1, identity));
-        let terms = marking.terms(5).expect("terms");
+        let mut turn = || marking.terms().expect("terms");
+        assert_eq!(turn().turn, 2);
+        for report in [4, 4, 6] {
+            marking.answered(report);
+            marking.terms();
+        }
+        marking.written(5, confirmation(1, identity));
+        let terms = marking.terms().expect("terms");
         assert_eq!(
             terms.scope.to_string(),
             "7:3:slot:\"aftercommit\".\"outbox\":\"sink\":2"
@@ -100,16 +128,14 @@ mod tests {
             below: Lsn(below),
             turn,
         };
-        assert_eq!((terms.turn, terms.settled), (5, settled(105, 4)));
+        assert_eq!((terms.turn, terms.settled), (6, settled(105, 3)));
         // Another generation: its positions may be others, and the server may have gone back.
         marking.begin(2, identity);
         marking.written(6, confirmation(1, identity));
-        assert_eq!(
-            marking.terms(7).expect("terms").settled,
-            settled(0, 6),
-            "late word of the last one"
-        );
+        let terms = marking.terms().expect("terms");
+        assert_eq!(terms.settled, settled(0, 4), "late word of the last one");
         marking.written(7, confirmation(2, identity));
-        assert_eq!(marking.terms(8).expect("terms").settled, settled(105, 7));
+        let terms = marking.terms().expect("terms");
+        assert_eq!(terms.settled, settled(105, 4));
     }
 }

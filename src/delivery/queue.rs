@@ -7,7 +7,7 @@
 
 mod failure;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -150,7 +150,12 @@ impl LaneQueue {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// The number of the report that tells what becomes of the batch in hand.
+    /// A task from the stream belongs to an earlier generation of sessions: it is dropped.
+    pub(super) fn forget(&mut self, passage: &Passage) {
+        self.report.dropped(passage);
+    }
+
+    /// The number of the report that tells what has become of the batch that was in hand just now.
     pub(super) fn turn(&self) -> u64 {
         self.report.seq
     }
@@ -201,7 +206,8 @@ impl LaneQueue {
                 passage.task.detach();
                 waiting.tasks.push_back(passage);
             } else if let Some(words) = expired(&passage, at.wall) {
-                self.give_up(passage, 0, words);
+                let attempts = self.attempts(&passage);
+                self.give_up(passage, attempts, words);
             } else {
                 bytes += size;
                 batch.push(passage);
@@ -243,6 +249,11 @@ impl LaneQueue {
         self.report.delivered(passage, self.with_ids);
     }
 
+    /// The hash of a key.
+    pub(super) fn hash_of(&self, key: &[u8]) -> u64 {
+        self.hasher.hash(key)
+    }
+
     fn hash(&self, passage: &Passage) -> Option<u64> {
         passage.task.key().map(|key| self.hasher.hash(key))
     }
@@ -270,16 +281,19 @@ impl LaneQueue {
         }
     }
 
-    /// Sends what is tried again in place to the hold.
-    pub(super) fn spill_waiting(&mut self) {
-        self.due.clear();
-        for (_, waiting) in std::mem::take(&mut self.waiting) {
+    /// Sends what is tried again in place to the hold: there it waits for what is left of its pause.
+    pub(super) fn spill_waiting(&mut self, now: Instant) {
+        for (due, order) in std::mem::take(&mut self.due) {
+            let Some(waiting) = self.waiting.remove(&order) else {
+                continue;
+            };
+            let pause = due.saturating_duration_since(now);
             let attempts = waiting.tries.backoff.attempts();
-            let mut first = Some((attempts, waiting.cause.to_string()));
+            let mut first = Some((attempts, pause, waiting.cause.to_string()));
             for passage in waiting.tasks {
                 match first.take() {
-                    Some((attempts, why)) => {
-                        self.set_aside(passage, attempts, Duration::ZERO, Some(why));
+                    Some((attempts, pause, why)) => {
+                        self.set_aside(passage, attempts, pause, Some(why));
                     }
                     None => self.set_aside(passage, 0, Duration::ZERO, None),
                 }
@@ -290,19 +304,38 @@ impl LaneQueue {
 
     /// Sends everything to the hold, because the sink is away. What came from there goes back, or stays, to try whether
     /// the sink is back.
-    pub(super) fn spill(&mut self, why: &Cause, with_released: bool) {
-        self.spill_waiting();
+    pub(super) fn spill(&mut self, now: Instant, why: &Cause, with_released: bool) {
+        self.spill_but(now, why, with_released, |_| false);
+        self.tried.clear();
+    }
+
+    /// Sends what is behind the batch in hand to the hold, because the sink does not answer: but not the tasks of the keys,
+    /// given by their hashes, that are in the batch. They come behind its tasks, wherever those go.
+    pub(super) fn spill_beside(&mut self, now: Instant, in_hand: &HashSet<u64>, why: &Cause) {
+        self.spill_but(now, why, false, |hash| {
+            hash.is_some_and(|hash| in_hand.contains(&hash))
+        });
+    }
+
+    fn spill_but(
+        &mut self,
+        now: Instant,
+        why: &Cause,
+        with_released: bool,
+        stays: impl Fn(Option<u64>) -> bool,
+    ) {
+        self.spill_waiting(now);
         for passage in std::mem::take(&mut self.ready) {
             match passage.origin {
                 Origin::Hold { .. } if !with_released => self.ready.push_back(passage),
                 Origin::Hold { .. } => self.set_aside(passage, 0, Duration::ZERO, None),
+                Origin::Stream(_) if stays(self.hash(&passage)) => self.ready.push_back(passage),
                 Origin::Stream(_) => {
                     let attempts = self.attempts(&passage);
                     self.set_aside(passage, attempts, Duration::ZERO, Some(why.to_string()));
                 }
             }
         }
-        self.tried.clear();
         self.finish_batch();
     }
 
@@ -316,7 +349,7 @@ impl LaneQueue {
         let ready = std::mem::take(&mut self.ready);
         for passage in waiting.chain(ready) {
             match passage.origin {
-                Origin::Stream(_) => self.report.dropped(&passage),
+                Origin::Stream(_) => self.forget(&passage),
                 Origin::Hold { .. } => self.ready.push_back(passage),
             }
         }

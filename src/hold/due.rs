@@ -26,7 +26,7 @@ pub struct Batch {
 /// rows of one that is away are never looked at.
 ///
 /// A task whose time has come is marked as released, if it was scheduled: from now on it is too late to cancel it. One
-/// that is being cancelled, by a transaction which is still open, is passed over.
+/// that is being cancelled, by a transaction which is still open, is passed over; of it only the row's id comes back.
 const DUE: &str = "\
 with recursive sinks as (
   (select h.sink from aftercommit.hold h where h.slot = $1 and h.due_at is not null order by h.sink limit 1)
@@ -51,7 +51,7 @@ with recursive sinks as (
          state = 'scheduled' and not blocks and key is not null and exists (
            select from aftercommit.hold q
            where q.slot = sized.slot and q.sink = sized.sink and q.blocks and q.key = sized.key
-             and hashtextextended(q.key, 0) = hashtextextended(sized.key, 0) and q.hold_id < sized.hold_id
+             and hashtextextended(q.key, 0) = hashtextextended(sized.key, 0)
          ) as waits
   from (
     select h.hold_id, h.slot, h.sink, h.key, h.state, h.blocks, sum(
@@ -71,17 +71,28 @@ with recursive sinks as (
   )
   returning h.hold_id
 )
-select h.hold_id, c.waits, h.sink, h.route, h.state, h.attempts, h.commit_lsn, h.ordinal, h.committed_at,
+select c.hold_id, c.waits, h.sink, h.route, h.state, h.attempts, h.commit_lsn, h.ordinal, h.committed_at,
        h.id, h.task, h.args, h.kwargs, h.payload, h.body, h.key, h.queue, h.headers, h.priority, h.run_at, h.expires_at,
        h.options
-from chosen c join aftercommit.hold h on h.hold_id = c.hold_id
-where c.waits or c.state <> 'scheduled' or c.hold_id in (select hold_id from released)
+from chosen c
+left join aftercommit.hold h
+  on h.hold_id = c.hold_id and (c.state <> 'scheduled' or c.hold_id in (select hold_id from released))
 order by h.due_at, h.hold_id";
 
-/// Tasks whose time has come, by the server's clock, in the order in which they were due; those of a key in their order.
+/// What [`due`] has found.
+#[derive(Debug, Default)]
+pub struct Due {
+    /// Tasks whose time has come, in the order in which they were due; those of a key in their order.
+    pub released: Vec<Released>,
+    /// Rows that were passed over, since an open transaction is cancelling them. They stay due: whoever looks on without
+    /// leaving them out finds them again, and perhaps nothing else.
+    pub passed_over: Vec<i64>,
+}
+
+/// Tasks whose time has come, by the server's clock.
 ///
-/// Left out are those for the sinks that are away, and those that are in flight already: a row stays, and stays due,
-/// until it is removed, postponed or buried.
+/// Left out are those for the sinks that are `away`, and the rows in `but`, those in flight: a row stays, and stays due, until
+/// it is removed, postponed or buried. A scheduled task of whose key another one is held goes into the queue of its key.
 ///
 /// # Errors
 /// Those of the server.
@@ -89,9 +100,9 @@ pub async fn due(
     db: &Client,
     slot: &str,
     away: &[&str],
-    in_flight: &[i64],
+    but: &[i64],
     batch: Batch,
-) -> Result<Vec<Released>, Error> {
+) -> Result<Due, Error> {
     let failed = |e| Error::sql("look for held tasks that are due", e);
     let rows = db
         .query_typed(
@@ -99,19 +110,24 @@ pub async fn due(
             &[
                 (&slot, Type::TEXT),
                 (&away, Type::TEXT_ARRAY),
-                (&in_flight, Type::INT8_ARRAY),
+                (&but, Type::INT8_ARRAY),
                 (&batch.tasks, Type::INT8),
                 (&batch.bytes, Type::INT8),
             ],
         )
         .await
         .map_err(failed)?;
-    let (mut due, mut waiting) = (Vec::with_capacity(rows.len()), Vec::new());
+    let mut due = Due::default();
+    let mut waiting = Vec::new();
     for row in rows {
+        let hold_id: i64 = row.try_get(0).map_err(failed)?;
+        let sink: Option<&str> = row.try_get(2).map_err(failed)?;
         if row.try_get(1).map_err(failed)? {
-            waiting.push(row.try_get::<_, i64>(0).map_err(failed)?);
+            waiting.push(hold_id);
+        } else if sink.is_none() {
+            due.passed_over.push(hold_id);
         } else {
-            due.push(released(&row).map_err(failed)?);
+            due.released.push(released(&row).map_err(failed)?);
         }
     }
     if !waiting.is_empty() {
@@ -121,6 +137,8 @@ pub async fn due(
         )
         .await
         .map_err(failed)?;
+        // Of these, too, one may have been passed over; the others are not due any more.
+        due.passed_over.append(&mut waiting);
     }
     Ok(due)
 }

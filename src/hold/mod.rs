@@ -4,8 +4,16 @@
 //! A task is held when its row is committed; then it is settled for the slot. Rows that block are queues, one for each
 //! slot, sink and key, in the order of `hold_id`: parked in order, they come back in order. `sql/hold.sql` says how; what
 //! changes a queue is serialized by a lock of the transaction, which every function here takes by itself.
+//!
+//! A row that somebody has changed by hand is taken as it is. It is in the queue of the slot, sink and key that stand in it,
+//! and the queue that it left goes on at the next [`mend`], or when another row of it is removed. Its fields are text, which
+//! nobody here reads: what is no JSON, no number or no date is for the sink to refuse, and makes it a dead task. Due at
+//! `-infinity` is now, and at `infinity` never, until somebody changes that. What the table's checks refuse does not come
+//! so far.
 
 mod due;
+mod healing;
+mod remedy;
 mod settle;
 mod store;
 mod wire;
@@ -13,8 +21,13 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use due::{Batch, due, held_keys, held_positions, mend, next_due};
-pub use settle::{Checkpoint, delete_settled, read_checkpoint, write_checkpoint};
+pub use due::{Batch, Due, due, held_keys, held_positions, mend, next_due};
+pub use healing::{begin_healing, end_healing, healing_since, mark_known, note_beginning};
+pub use remedy::remedied;
+pub use settle::{
+    Checkpoint, correct_checkpoint, delete_settled, delete_unlocked, read_checkpoint,
+    write_checkpoint,
+};
 pub use store::{bury, park, postpone, remove};
 
 use crate::outbox::Task;

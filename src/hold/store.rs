@@ -178,18 +178,11 @@ async fn advance(db: &Transaction<'_>, slot: &str, parks: &[Park]) -> Result<(),
         .iter()
         .filter_map(|park| Some((&*park.sink, park.task.text(Field::Key)?)))
         .collect();
-    let (sinks, keys): (Vec<&str>, Vec<&str>) = queues.into_iter().unzip();
-    let slots = vec![slot; sinks.len()];
-    db.query_typed(
-        "select aftercommit.hold_advance($1, $2, $3)",
-        &[
-            (&slots, Type::TEXT_ARRAY),
-            (&sinks, Type::TEXT_ARRAY),
-            (&keys, Type::TEXT_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+    let mut waiting = Queues::default();
+    for (sink, key) in queues {
+        waiting.push(slot.to_owned(), sink.to_owned(), key.to_owned());
+    }
+    waiting.advance(db).await
 }
 
 /// Takes the lock of each slot that has one of these rows.
@@ -225,15 +218,74 @@ pub async fn remove(
         "with gone as (
            delete from aftercommit.hold where hold_id = any ($1) returning hold_id, slot, sink, key, blocks
          )
-         select h.sink, h.key from (select distinct slot, sink, key from gone where blocks) h
-         where (select true from aftercommit.hold q
-                where ", in_queue_of!("h"), " and q.hold_id not in (select hold_id from gone)
-                order by q.hold_id limit 1) is null"
+         select h.slot, h.sink, h.key, head.hold_id is null
+         from (select distinct slot, sink, key from gone where blocks) h
+         left join lateral (
+           select q.hold_id, q.due_at, q.state from aftercommit.hold q
+           where ", in_queue_of!("h"), " and q.hold_id not in (select hold_id from gone)
+           order by q.hold_id limit 1
+         ) head on true
+         where head.hold_id is null or head.due_at is null and head.state <> 'dead'"
     );
     let params = [(&hold_ids as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
-    let removed = tokio::try_join!(lock_rows(db, hold_ids), db.query_typed(REMOVE, &params))
-        .and_then(|((), rows)| sinks_and_keys(&rows));
-    removed.map_err(|e| Error::sql("drop delivered tasks from the hold table", e))
+    let removed = async {
+        let ((), (), rows, ()) = tokio::try_join!(
+            lock_rows(db, hold_ids),
+            db.batch_execute(SEES_TO_QUEUES),
+            db.query_typed(REMOVE, &params),
+            db.batch_execute(LEAVES_QUEUES),
+        )?;
+        let (mut freed, mut waiting) = (Vec::new(), Queues::default());
+        for row in &rows {
+            let (sink, key) = (row.try_get(1)?, row.try_get(2)?);
+            match row.try_get(3)? {
+                true => freed.push((sink, key)),
+                false => waiting.push(row.try_get(0)?, sink, key),
+            }
+        }
+        waiting.advance(db).await?;
+        Ok(freed)
+    };
+    removed
+        .await
+        .map_err(|e| Error::sql("drop delivered tasks from the hold table", e))
+}
+
+/// The trigger on deletes is not needed between these: who deletes there lets the queues go on.
+const SEES_TO_QUEUES: &str = "set local aftercommit.sees_to_queues = on";
+const LEAVES_QUEUES: &str = "set local aftercommit.sees_to_queues = off";
+
+/// Queues: slot, sink and key of each.
+#[derive(Default)]
+struct Queues {
+    slots: Vec<String>,
+    sinks: Vec<String>,
+    keys: Vec<String>,
+}
+
+impl Queues {
+    fn push(&mut self, slot: String, sink: String, key: String) {
+        self.slots.push(slot);
+        self.sinks.push(sink);
+        self.keys.push(key);
+    }
+
+    /// Lets those go on whose first task waits although none before it is left.
+    async fn advance(&self, db: &Transaction<'_>) -> Result<(), SqlError> {
+        if self.slots.is_empty() {
+            return Ok(());
+        }
+        db.query_typed(
+            "select aftercommit.hold_advance($1, $2, $3)",
+            &[
+                (&self.slots, Type::TEXT_ARRAY),
+                (&self.sinks, Type::TEXT_ARRAY),
+                (&self.keys, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
 }
 
 fn sinks_and_keys(rows: &[Row]) -> Result<Vec<(String, String)>, SqlError> {

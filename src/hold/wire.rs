@@ -1,10 +1,12 @@
 //! Values as the server takes them.
 
 use std::error::Error;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{Format, FromSql, IsNull, PgLsn, ToSql, Type, to_sql_checked};
+use uuid::Uuid;
 
 use crate::pg::{Lsn, Timestamp};
 
@@ -41,6 +43,26 @@ pub(super) fn to_pg_lsn(lsn: Lsn) -> PgLsn {
     PgLsn::from(lsn.0)
 }
 
+/// Ids as an array of this type, for the types that most ids have in the form that costs the server the least: reading a uuid
+/// from text takes it a quarter of the time that deleting its row does.
+pub(super) fn array_of<'a>(ids: &'a [&'a str], of: &Type) -> Box<dyn ToSql + Sync + Send + 'a> {
+    match *of {
+        Type::UUID_ARRAY => parsed::<Uuid>(ids),
+        Type::INT8_ARRAY => parsed::<i64>(ids),
+        Type::INT4_ARRAY => parsed::<i32>(ids),
+        _ => None,
+    }
+    .unwrap_or_else(|| Box::new(AsWritten(ids)))
+}
+
+fn parsed<'a, T>(ids: &[&str]) -> Option<Box<dyn ToSql + Sync + Send + 'a>>
+where
+    T: FromStr + ToSql + Sync + Send + 'a,
+{
+    let parsed: Option<Vec<T>> = ids.iter().map(|id| id.parse().ok()).collect();
+    Some(Box::new(parsed?))
+}
+
 /// Texts as an array of whatever type the server finds there: sent as text, and read by that type's own input.
 #[derive(Debug)]
 pub(super) struct AsWritten<'a>(pub(super) &'a [&'a str]);
@@ -65,8 +87,8 @@ impl ToSql for AsWritten<'_> {
         Ok(IsNull::No)
     }
 
-    fn accepts(ty: &Type) -> bool {
-        *ty == Type::UNKNOWN
+    fn accepts(_: &Type) -> bool {
+        true
     }
 
     fn encode_format(&self, _: &Type) -> Format {
@@ -103,6 +125,28 @@ mod tests {
             .to_sql(&Type::UNKNOWN, &mut out)
             .expect("texts");
         assert_eq!(out, r#"{"","a","\"","\\","{,}","NULL","größe"}"#.as_bytes());
+    }
+
+    #[test]
+    fn ids_have_the_form_of_their_type() {
+        let uuid = "00000000-0000-0000-0000-0000000000ff";
+        for (id, of, binary) in [
+            (uuid, Type::UUID_ARRAY, true),
+            ("7", Type::UUID_ARRAY, false),
+            ("-7", Type::INT8_ARRAY, true),
+            ("7", Type::INT4_ARRAY, true),
+            ("9223372036854775807", Type::INT4_ARRAY, false),
+            ("7", Type::TEXT_ARRAY, false),
+            (uuid, Type::UNKNOWN, false),
+        ] {
+            let mut out = BytesMut::new();
+            let ids = [id];
+            let array = array_of(&ids, &of);
+            array.to_sql_checked(&of, &mut out).expect("an array");
+            let is_binary = matches!(array.encode_format(&of), Format::Binary);
+            assert_eq!(is_binary, binary, "{id} as {of}");
+            assert_eq!(out.starts_with(b"{"), !binary, "{id} as {of}");
+        }
     }
 
     #[test]

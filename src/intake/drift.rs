@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::Intake;
@@ -15,6 +16,9 @@ use crate::replication::{Error, Place, Policy, open_sql};
 
 /// How often is looked again.
 const INTERVAL: Duration = Duration::from_secs(20);
+/// How often a new connection takes the place of the last. A server in smart shutdown stops within five seconds: this,
+/// and what the session takes to leave.
+const KNOCK: Duration = Duration::from_millis(2_500);
 /// The pause before the next connection, when one has failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -43,7 +47,8 @@ pub(super) fn watch(intake: Intake, facts: Facts, mut warned: Warned) -> mpsc::R
             };
             match error.policy() {
                 Policy::Stop(_) => {
-                    error!(%error, "slot, publication or table have changed; stopping");
+                    // What comes of it, is said by who decides it.
+                    error!(%error, "slot, publication or table have changed");
                     let _ = seen.send(Seen::Drift(error)).await;
                     return;
                 }
@@ -66,22 +71,23 @@ pub(super) fn watch(intake: Intake, facts: Facts, mut warned: Warned) -> mpsc::R
 
 /// Looks again and again, until the connection ends or something has changed.
 ///
-/// Each look has a connection of its own, which is kept until the next: a server in smart shutdown waits for its clients,
-/// and the only sign is that it takes no new ones (57P03).
+/// A connection is kept until the next one is there: a server in smart shutdown waits for its clients, and the only sign
+/// is that it takes no new ones (57P03).
 async fn look(
     intake: &Intake,
     facts: &Facts,
     warned: &mut Warned,
 ) -> Result<std::convert::Infallible, Error> {
-    let mut seen = true; // by the preflight
+    let mut seen = Instant::now(); // by the preflight
     loop {
         let (sql, connection) = open_sql(&intake.target, "aftercommit watch").await?;
         let looked = async {
-            if !seen {
+            if seen.elapsed() >= INTERVAL {
                 let now = check(intake, &sql, warned).await?;
                 refuse(preflight::drift(facts, &now), warned)?;
+                seen = Instant::now();
             }
-            tokio::time::sleep(INTERVAL).await;
+            tokio::time::sleep(KNOCK).await;
             Ok::<(), Error>(())
         };
         tokio::select! {
@@ -91,6 +97,5 @@ async fn look(
             }
             looked = looked => looked?,
         }
-        seen = false;
     }
 }

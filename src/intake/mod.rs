@@ -5,8 +5,10 @@
 //! until it is told to finish or meets an error that needs the operator.
 
 mod drift;
+mod heal;
 pub mod pacing;
 mod pump;
+mod replicas;
 mod session;
 
 use std::sync::Arc;
@@ -17,7 +19,8 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::backoff::Backoff;
-use crate::outbox::{Columns, Event};
+use crate::budget::{Charge, Memory};
+use crate::outbox::{Columns, Event, Retention};
 use crate::pg::{ConfirmedLsn, Lsn};
 use crate::replication::{Error, Place, Policy, RECONNECT, Stop, Target};
 use crate::units::BackoffRange;
@@ -42,10 +45,14 @@ pub struct Intake {
     pub publication: String,
     /// The outbox table and its columns.
     pub columns: Columns,
-    /// Settled rows are deleted.
-    pub deletes: bool,
+    /// What happens to settled rows.
+    pub retention: Retention,
     /// Where `--until` stops.
     pub until: Option<Until>,
+    /// Standbys that workers read from, and that may take over.
+    pub replicas: Vec<Arc<Target>>,
+    /// A lost slot is made again: settled rows are deleted, so that those in the table are the ones that are owed.
+    pub heal: bool,
 }
 
 /// The argument of `--until`.
@@ -64,6 +71,8 @@ pub struct Batch {
     pub session: u64,
     /// The events.
     pub items: Vec<Item>,
+    /// Their bytes.
+    pub charge: Charge,
 }
 
 /// How the intake stands.
@@ -112,6 +121,16 @@ pub struct Identity {
     pub timeline: u32,
 }
 
+impl Item {
+    /// As it counts against the memory budget.
+    pub fn size(&self) -> usize {
+        match self {
+            Item::Outbox(Event::Task(task)) => task.size(),
+            _ => 0,
+        }
+    }
+}
+
 /// A replication session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Session {
@@ -123,6 +142,8 @@ pub struct Session {
     pub identity: Identity,
     /// The walsender's process id.
     pub walsender_pid: u32,
+    /// Everything below is settled, as we wrote down; the server may have forgotten it.
+    pub start: Lsn,
     /// `--until`, as a position.
     pub until: Option<Lsn>,
 }
@@ -161,6 +182,8 @@ pub struct Channels {
     pub confirmed: watch::Receiver<Confirmation>,
     /// What to do.
     pub orders: watch::Receiver<Order>,
+    /// What may be held in memory: nothing is read while it is used up.
+    pub memory: Arc<Memory>,
 }
 
 /// How a session ended.
@@ -193,6 +216,9 @@ impl Intake {
                     let (since, before) = (Instant::now(), *channels.confirmed.borrow());
                     let watch = drift::watch(self.clone(), facts, history.warned.clone());
                     let ended = pump::run(open, watch, &mut channels, std::thread::sleep).await;
+                    if let Some(healing) = &mut history.healing {
+                        healing.conclude(*channels.confirmed.borrow()).await;
+                    }
                     let moved = *channels.confirmed.borrow() != before;
                     if moved || since.elapsed() >= STEADY {
                         reconnect.reset();
@@ -206,11 +232,19 @@ impl Intake {
                 Err(error) => error,
             };
             let pause = match error.policy() {
+                Policy::Stop(Stop::SlotLost) if self.heal => {
+                    history.lost = true;
+                    warn!(%error, "the slot is lost; it will be made again");
+                    reconnect.next(fastrand::f64())
+                }
                 Policy::Stop(stop) => {
-                    channels.line.send_replace(Line::Halted(Halt {
-                        stop,
-                        words: error.to_string(),
-                    }));
+                    let words = match stop {
+                        Stop::SlotLost => heal::in_doubt(&self, &error).await,
+                        _ => error.to_string(),
+                    };
+                    channels
+                        .line
+                        .send_replace(Line::Halted(Halt { stop, words }));
                     return;
                 }
                 Policy::StandBy => {

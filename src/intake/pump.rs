@@ -12,10 +12,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::warn;
 
 use super::drift::Seen;
+use super::heal::Rows;
 use super::pacing::Pacing;
 use super::session::Open;
 use super::{Batch, Channels, Ended, Item, Line, Order, Session};
 use crate::clock;
+use crate::failpoint::{self, Point};
 use crate::outbox::{AssembleError, Assembler, Event};
 use crate::pg::replication::{Keepalive, ReplicationMessage, XLogData};
 use crate::pg::{ConfirmedLsn, Lsn};
@@ -47,6 +49,8 @@ struct Pump<S> {
     stream: Stream<S>,
     assembler: Assembler,
     session: Session,
+    /// What goes before the stream; until it is through, the stream is not read.
+    rows: Option<Rows>,
     /// How the pause under load is made.
     pause: fn(Duration),
     /// The highest position that this session has received: nothing above it is confirmed, whatever the relay says.
@@ -75,13 +79,16 @@ pub(super) async fn run<S: AsyncRead + AsyncWrite + Unpin>(
         stream,
         assembler,
         session,
+        rows,
+        received,
     } = open;
     let mut pump = Pump {
         stream,
         assembler,
         session,
+        rows,
         pause,
-        received: Lsn::ZERO,
+        received,
         sent: ConfirmedLsn::default(),
         sent_at: now,
         next_status: now,
@@ -116,6 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             return Ended::Finished;
         }
         loop {
+            let room = channels.memory.has_room();
             let outcome = tokio::select! {
                 biased;
                 changed = channels.orders.changed() => {
@@ -127,7 +135,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                     Ok(())
                 }
-                () = sleep_until(self.next_status) => self.tick(channels, pending.is_some()).await,
+                () = sleep_until(self.next_status) => {
+                    let unread = pending.is_some() || self.rows.is_some() || !room;
+                    self.tick(channels, unread).await
+                }
                 seen = watch.recv() => match seen {
                     Some(Seen::Leaving) => {
                         self.leave();
@@ -143,13 +154,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                     }
                     _ => return Ended::Finished,
                 },
-                chunk = self.stream.read(), if pending.is_none() => match chunk {
+                () = channels.memory.room(), if !room => Ok(()),
+                batch = next_rows(&mut self.rows), if pending.is_none() && room && self.rows.is_some() => match batch {
+                    Some(Ok(items)) => {
+                        pending = hand_over(self.charged(items, channels), &channels.batches);
+                        Ok(())
+                    }
+                    Some(Err(error)) => Err(error),
+                    None => {
+                        self.rows = None;
+                        Ok(())
+                    }
+                },
+                chunk = self.stream.read(), if pending.is_none() && room && self.rows.is_none() => match chunk {
                     Ok(chunk) => {
                         self.heard_at = Instant::now();
                         let read = chunk.bytes.len();
                         self.decode(&chunk).map(|items| {
-                            let batch = Batch { session: self.session.number, items };
-                            pending = hand_over(batch, &channels.batches);
+                            pending = hand_over(self.charged(items, channels), &channels.batches);
                             if let Some(pause) = pacing.after_read(read, self.heard_at.into_std()) {
                                 (self.pause)(pause);
                             }
@@ -164,6 +186,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             if self.leave_at.is_some_and(|at| at <= Instant::now()) {
                 return Ended::Left;
             }
+        }
+    }
+
+    /// A batch, charged to the memory budget.
+    fn charged(&self, items: Vec<Item>, channels: &Channels) -> Batch {
+        let bytes = items.iter().map(Item::size).sum();
+        Batch {
+            session: self.session.number,
+            charge: channels.memory.charge(bytes),
+            items,
         }
     }
 
@@ -234,6 +266,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             return Err(Error::timeout(Place::Streaming, silent));
         }
         let news = self.confirmable(channels) > self.sent;
+        if news {
+            failpoint::reach(Point::Recorded);
+        }
         // The next tick would be too late.
         let due = now.duration_since(self.sent_at) + STATUS_INTERVAL > STATUS_AT_LEAST;
         // To end at a position we must hear that the server has come so far.
@@ -280,8 +315,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
     }
 }
 
+async fn next_rows(rows: &mut Option<Rows>) -> Option<Result<Vec<Item>, Error>> {
+    rows.as_mut()?.next().await
+}
+
 /// What cannot be decoded is never skipped.
-fn undecodable(error: AssembleError) -> Error {
+pub(super) fn undecodable(error: AssembleError) -> Error {
     let stop = match error {
         AssembleError::Layout { .. } | AssembleError::Row { .. } => Stop::Configuration,
         _ => Stop::Runtime,

@@ -5,9 +5,11 @@ use std::collections::HashSet;
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
+use super::heal::{self, Healing, Rows, Standing};
+use super::replicas;
 use super::{Channels, Identity, Intake, Session, Until};
 use crate::hold;
-use crate::outbox::Assembler;
+use crate::outbox::{Assembler, Retention};
 use crate::pg::Lsn;
 use crate::preflight::{self, Class, Expectation, Facts, Finding, Severity};
 use crate::replication::stream::Stream;
@@ -28,6 +30,10 @@ pub(super) struct History {
     stood: Lsn,
     /// Since then another daemon has moved it.
     overtaken: bool,
+    /// The slot has failed us, whatever the catalogs say.
+    pub lost: bool,
+    /// The last healing of the slot.
+    pub healing: Option<Healing>,
     /// Warnings that are in the log already.
     pub warned: Warned,
 }
@@ -41,6 +47,10 @@ pub(super) struct Open<S> {
     pub stream: Stream<S>,
     pub assembler: Assembler,
     pub session: Session,
+    /// What goes before the stream: the rows that are older than a slot that was made again.
+    pub rows: Option<Rows>,
+    /// Up to where something was received before the stream begins.
+    pub received: Lsn,
 }
 
 /// Opens a session; says also what the preflight has seen.
@@ -50,7 +60,7 @@ pub(super) async fn open(
     channels: &Channels,
 ) -> Result<(Open<Socket>, Facts), Error> {
     let sql = connect_sql(&intake.target, APPLICATION_NAME).await?;
-    let facts = check(intake, &sql, &mut history.warned).await?;
+    let (facts, standing) = heal::examine(intake, &sql, history, &channels.confirmed).await?;
     let mut walsender = match Walsender::connect(&intake.target, APPLICATION_NAME).await {
         Ok(walsender) => walsender,
         Err(refusal) => return Err(about_rights(intake, &sql, refusal).await),
@@ -60,6 +70,7 @@ pub(super) async fn open(
         system_id: system.system_id,
         timeline: system.timeline,
     };
+    let before = history.generation;
     if history.identity.as_ref() != Some(&identity) {
         if history.identity.is_some() {
             warn!(
@@ -69,6 +80,7 @@ pub(super) async fn open(
         }
         history.identity = Some(identity);
         history.generation += 1;
+        replicas::look(intake);
     } else if history.sessions > 0
         && !history.overtaken
         && slot_position(&facts) > history.stood.max(channels.confirmed.borrow().lsn.lsn())
@@ -81,6 +93,21 @@ pub(super) async fn open(
         );
         history.overtaken = true;
         history.generation += 1;
+    }
+    let healed = match standing {
+        Standing::Heal(cause) => {
+            Some(heal::heal(intake, &sql, &mut walsender, &system, cause).await?)
+        }
+        Standing::Blank => {
+            heal::note_beginning(intake, &sql, &system, slot_position(&facts)).await?;
+            None
+        }
+        Standing::Sound => None,
+    };
+    if healed.is_some() {
+        // What we know of transactions is of another slot.
+        history.generation += u64::from(history.generation == before);
+        history.lost = false;
     }
     if history.until.is_none() {
         history.until = match intake.until {
@@ -95,7 +122,7 @@ pub(super) async fn open(
     let start = match confirmed.generation == history.generation {
         true => confirmed.lsn.lsn(),
         // After a crash the server may have forgotten what was confirmed; what we wrote down, it has not.
-        false => checkpoint(intake, &sql, identity).await?,
+        false => checkpoint(intake, &sql, identity, system.xlog_pos).await?,
     };
     let version = walsender.server_version();
     let started = walsender
@@ -109,14 +136,25 @@ pub(super) async fn open(
     let findings = preflight::check_walsender(&sql, &expectation(intake), pid).await;
     let findings = findings.map_err(|error| Error::sql("the walsender's state", error))?;
     refuse(findings, &mut history.warned)?;
+    if healed.is_none() {
+        heal::look_again(intake, &sql, history, &channels.confirmed).await?;
+    }
     history.sessions += 1;
-    history.stood = slot_position(&facts);
+    history.stood = match &healed {
+        Some(healed) => healed.consistent_point,
+        None => slot_position(&facts),
+    };
+    if healed.is_some() {
+        let (at, confirmed) = (history.stood, channels.confirmed.clone());
+        history.healing = Some(Healing::watch(intake, history.generation, at, confirmed));
+    }
     history.overtaken = false;
     let session = Session {
         number: history.sessions,
         generation: history.generation,
         identity,
         walsender_pid: copy.backend_pid,
+        start,
         until: history.until,
     };
     info!(
@@ -128,17 +166,36 @@ pub(super) async fn open(
         stream: Stream::new(copy.socket, copy.buffer),
         assembler: Assembler::new(intake.columns.clone()),
         session,
+        received: healed
+            .as_ref()
+            .map_or(Lsn::ZERO, |healed| healed.consistent_point),
+        rows: healed.map(|healed| healed.rows),
     };
     Ok((open, facts))
 }
 
 /// Where our own checkpoint says that everything is settled. On another server, or in another history of it, the same LSN
-/// is another place.
-async fn checkpoint(intake: &Intake, sql: &Client, identity: Identity) -> Result<Lsn, Error> {
+/// is another place. And one beyond what the server has written is not ours: the server would skip what is still to come.
+async fn checkpoint(
+    intake: &Intake,
+    sql: &Client,
+    identity: Identity,
+    written: Lsn,
+) -> Result<Lsn, Error> {
     let ours = hold::read_checkpoint(sql, &intake.slot)
         .await?
         .filter(|it| it.system_id == identity.system_id && it.timeline == identity.timeline);
-    Ok(ours.map_or(Lsn::ZERO, |it| it.lsn))
+    match ours {
+        Some(ours) if ours.lsn > written => {
+            warn!(
+                slot = %intake.slot, checkpoint = %ours.lsn, %written,
+                "the row in aftercommit.checkpoint is beyond what the server has written: somebody has changed it; \
+                 starting from the slot's own position"
+            );
+            Ok(Lsn::ZERO)
+        }
+        ours => Ok(ours.map_or(Lsn::ZERO, |it| it.lsn)),
+    }
 }
 
 /// A walsender that was refused for want of a right: with what the catalogs say that our role lacks, and the SQL for it.
@@ -176,9 +233,10 @@ pub(super) async fn check(
     Ok(report.facts)
 }
 
-fn expectation(intake: &Intake) -> Expectation {
+pub(super) fn expectation(intake: &Intake) -> Expectation {
     Expectation {
-        deletes: intake.deletes,
+        deletes: intake.retention == Retention::Delete,
+        partitions: intake.retention == Retention::Partition,
         ..Expectation::new(&intake.columns, &intake.slot, &intake.publication)
     }
 }
@@ -201,7 +259,8 @@ pub(super) fn refuse(findings: Vec<Finding>, warned: &mut Warned) -> Result<(), 
     let policy = match class {
         Class::Temporary => Policy::Reconnect,
         Class::Configuration => Policy::Stop(Stop::Configuration),
-        Class::Lost => Policy::Stop(Stop::SlotLost),
+        Class::SlotLost => Policy::Stop(Stop::SlotLost),
+        Class::PublicationLost => Policy::Stop(Stop::PublicationLost),
     };
     Err(Error::judged(Place::Preflight, policy, words))
 }

@@ -1,8 +1,9 @@
 //! `[outbox]`: the table, its columns, and what happens to settled rows.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
 
 /// `[outbox]`
 #[derive(Clone, Debug, Deserialize)]
@@ -12,6 +13,12 @@ pub struct Config {
     pub table: String,
     /// What happens to a settled row.
     pub retention: Retention,
+    /// The width of the first partition, with `retention = "partition"`; the next ones are as wide as the one before.
+    #[serde(deserialize_with = "width")]
+    pub partition: Duration,
+    /// How long a partition stays when its time is over and all in it is settled.
+    #[serde(deserialize_with = "crate::units::duration")]
+    pub partition_keep: Duration,
     /// A map of columns that we ship. It is the whole map: a field that is not in it has no column, unless `columns`
     /// gives it one.
     pub preset: Option<Preset>,
@@ -28,6 +35,19 @@ pub enum Retention {
     Delete,
     /// It stays; the application prunes.
     Keep,
+    /// It stays until the whole of its partition is settled; then that is dropped.
+    Partition,
+}
+
+/// A minute to a year: of shorter ones there would be thousands.
+fn width<'de, D: Deserializer<'de>>(d: D) -> Result<Duration, D::Error> {
+    const MINUTE: Duration = Duration::from_secs(60);
+    const YEAR: Duration = Duration::from_secs(366 * 86_400);
+    let width = crate::units::duration(d)?;
+    match (MINUTE..=YEAR).contains(&width) {
+        true => Ok(width),
+        false => Err(de::Error::custom("a partition is 1m to 366d wide")),
+    }
 }
 
 /// A map of columns that we ship.
@@ -43,6 +63,8 @@ impl Default for Config {
         Config {
             table: "aftercommit.outbox".to_owned(),
             retention: Retention::Delete,
+            partition: Duration::from_secs(86_400),
+            partition_keep: Duration::from_secs(3_600),
             preset: None,
             columns: BTreeMap::new(),
         }

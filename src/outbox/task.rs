@@ -93,6 +93,9 @@ impl Field {
     }
 }
 
+/// Larger than what is read at once: such a row is most of the buffer that it arrived in.
+const LARGE_ROW: usize = 1 << 20;
+
 /// A set of fields.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FieldSet(u16);
@@ -129,6 +132,8 @@ pub struct Task {
     row: Bytes,
     spans: Spans,
     json: FieldSet,
+    /// The row has memory of its own.
+    detached: bool,
     /// Where the row stands in the order of commits.
     pub position: Position,
     /// When its transaction committed, by the server's clock.
@@ -150,6 +155,7 @@ impl Task {
             row,
             spans,
             json,
+            detached: false,
             position,
             committed_at,
         }
@@ -218,9 +224,13 @@ impl Task {
         self.row.len()
     }
 
-    /// Copies the row into memory of its own, so that the buffer it arrived in can go.
+    /// Copies the row into memory of its own, so that the buffer it arrived in can go; once. A very large one has filled its
+    /// buffer by itself.
     pub fn detach(&mut self) {
-        self.row = Bytes::copy_from_slice(&self.row);
+        if !self.detached && self.row.len() < LARGE_ROW {
+            self.row = Bytes::copy_from_slice(&self.row);
+        }
+        self.detached = true;
     }
 }
 

@@ -26,6 +26,10 @@ pub struct Facts {
     pub max_slot_wal_keep_size: String,
     /// `synchronous_standby_names`.
     pub synchronous_standby_names: String,
+    /// `synchronized_standby_slots`; Postgres 17 and newer.
+    pub synchronized_standby_slots: Option<String>,
+    /// Physical slots: those that standbys stream from.
+    pub physical_slots: Vec<String>,
     /// The slot.
     pub slot: Option<Slot>,
     /// The publication.
@@ -38,6 +42,8 @@ pub struct Facts {
     pub role: Option<Role>,
     /// The hold table, the checkpoint, and what the daemon may do with them.
     pub holding: Holding,
+    /// What makes and drops partitions.
+    pub partitioning: Partitioning,
 }
 
 /// A row of `pg_replication_slots`.
@@ -63,6 +69,8 @@ pub struct Slot {
     pub conflicting: Option<bool>,
     /// Where reading goes on.
     pub confirmed_flush_lsn: Option<String>,
+    /// Standbys may keep a copy of it; Postgres 17 and newer.
+    pub failover: Option<bool>,
 }
 
 /// A row of `pg_publication`, and how our table stands in it.
@@ -114,8 +122,21 @@ pub struct Table {
     pub persistence: char,
     /// A partition whose rows are not in the WAL: unlogged, or foreign.
     pub silent_partition: Option<String>,
+    /// How a partitioned one is partitioned.
+    pub partition_key: Option<PartitionKey>,
     /// The columns, in order.
     pub columns: Vec<Column>,
+}
+
+/// A row of `pg_partitioned_table`.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
+pub struct PartitionKey {
+    /// `r` is by range, `l` by list, `h` by hash.
+    pub strategy: char,
+    /// How many columns and expressions there are.
+    pub columns: u16,
+    /// Type of the first column; none where it is an expression.
+    pub kind: Option<String>,
 }
 
 /// A row of `pg_attribute`.
@@ -125,6 +146,8 @@ pub struct Column {
     pub name: String,
     /// Its number, as a column list has it.
     pub number: i16,
+    /// Its type, or what its type is a domain over: `timestamp with time zone`.
+    pub kind: String,
     /// Whether the server computes it.
     pub generated: bool,
 }
@@ -157,6 +180,19 @@ pub struct Holding {
     pub lacking: Vec<String>,
     /// Rights that it lacks on the outbox table.
     pub lacking_on_outbox: Vec<String>,
+}
+
+/// What is missing for making and dropping partitions.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Deserialize)]
+pub struct Partitioning {
+    /// The functions that `init` makes for it are not there.
+    pub missing: bool,
+    /// Our role may not call them.
+    pub closed: bool,
+    /// Their owner, with whose rights they run, where that one may not do as the owner of the outbox table does.
+    pub foreign_owner: Option<String>,
+    /// The owner of the outbox table.
+    pub table_owner: Option<String>,
 }
 
 /// The oldest server that works; of an older one the version is all that is looked at.
@@ -227,7 +263,7 @@ fn query(version: u32) -> String {
     };
     format!(
         "with t as (
-  select c.oid, c.relnamespace, c.relkind, c.relpersistence
+  select c.oid, c.relnamespace, c.relkind, c.relpersistence, c.relowner
   from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
   where n.nspname = $1 and c.relname = $2
 ), p as (
@@ -241,6 +277,11 @@ select json_build_object(
   'encoding', current_setting('server_encoding'),
   'max_slot_wal_keep_size', current_setting('max_slot_wal_keep_size'),
   'synchronous_standby_names', current_setting('synchronous_standby_names'),
+  'synchronized_standby_slots', current_setting('synchronized_standby_slots', true),
+  'physical_slots', array(
+    select s.slot_name from pg_catalog.pg_replication_slots s where s.slot_type = 'physical' and not s.temporary
+    order by s.slot_name
+  ),
   'slot', (
     select to_jsonb(s) from pg_catalog.pg_replication_slots s where s.slot_name = $4
   ),
@@ -287,10 +328,20 @@ select json_build_object(
         join pg_catalog.pg_namespace n on n.oid = c.relnamespace
         where leaf.isleaf and c.oid <> t.oid and (c.relkind = 'f' or c.relpersistence <> 'p')
       ),
+      'partition_key', (
+        select json_build_object(
+          'strategy', k.partstrat, 'columns', k.partnatts,
+          'kind', (select format_type(a.atttypid, null) from pg_catalog.pg_attribute a
+                   where a.attrelid = t.oid and a.attnum = k.partattrs[0]))
+        from pg_catalog.pg_partitioned_table k where k.partrelid = t.oid
+      ),
       'columns', coalesce((
-        select json_agg(json_build_object('name', a.attname, 'number', a.attnum, 'generated', a.attgenerated <> '')
+        select json_agg(json_build_object(
+                          'name', a.attname, 'number', a.attnum, 'generated', a.attgenerated <> '',
+                          'kind', format_type(coalesce(nullif(y.typbasetype, 0), y.oid), null))
                         order by a.attnum)
-        from pg_catalog.pg_attribute a where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+        from pg_catalog.pg_attribute a join pg_catalog.pg_type y on y.oid = a.atttypid
+        where a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
       ), '[]'))
     from t
   ),
@@ -315,6 +366,21 @@ select json_build_object(
   ),
   'holding', (
 {HOLDING}
+  ),
+  'partitioning', (
+    select json_build_object(
+      'missing', count(f.oid) < 5,
+      'closed', coalesce(bool_or(not has_function_privilege(coalesce(r.oid, u.oid), f.oid, 'execute')), false),
+      'foreign_owner', (
+        select min(pg_get_userbyid(g.proowner)) from pg_catalog.pg_proc g, t
+        where g.oid = any (array_agg(f.oid)) and g.prosecdef and not pg_has_role(g.proowner, t.relowner, 'usage')),
+      'table_owner', (select pg_get_userbyid(t.relowner) from t))
+    from pg_catalog.pg_roles u
+    left join pg_catalog.pg_roles r on r.rolname = $5
+    left join pg_catalog.pg_namespace s on s.nspname = 'aftercommit'
+    left join pg_catalog.pg_proc f on f.pronamespace = s.oid and f.proname in (
+      'outbox_key', 'outbox_partitions', 'outbox_extend', 'outbox_drop', 'outbox_strays')
+    where u.rolname = current_user
   ))"
     )
 }
@@ -337,7 +403,10 @@ const HOLDING: &str = "\
       'role', a.name,
       'missing', array_remove(array[
         case when not exists (select from tables where relname = 'hold') then 'table aftercommit.hold' end,
-        case when not exists (select from tables where relname = 'checkpoint') then 'table aftercommit.checkpoint' end,
+        case when not exists (select from tables where relname = 'checkpoint') then 'table aftercommit.checkpoint'
+             when not exists (select from tables c join pg_catalog.pg_attribute a on a.attrelid = c.oid
+                              where c.relname = 'checkpoint' and a.attname = 'healing')
+             then 'column healing of aftercommit.checkpoint' end,
         case when (select count(*) from functions) < 5 or not exists (
           select from pg_catalog.pg_trigger g join tables h on h.oid = g.tgrelid where g.tgname = 'hold_after_delete'
         ) then 'the functions of aftercommit.hold' end

@@ -1,6 +1,8 @@
 //! From facts to findings. Pure.
 
+mod failover;
 mod holding;
+mod partitions;
 mod publication;
 mod slot;
 mod table;
@@ -26,7 +28,9 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings.extend(judge_table(facts, expected));
     findings.extend(publication::judge(facts, expected));
     findings.extend(slot::judge(facts, expected));
+    findings.extend(failover::judge(facts, expected));
     findings.extend(holding::judge(facts, expected));
+    findings.extend(partitions::judge(facts, expected));
     findings.extend(judge_role(facts));
     findings.sort_by_key(|finding| finding.severity == Severity::Warning);
     findings

@@ -6,6 +6,7 @@
 
 mod facts;
 mod judge;
+mod replica;
 mod standby;
 
 use std::fmt;
@@ -15,8 +16,12 @@ use tokio_postgres::{Client, Error};
 use crate::outbox::{Columns, Field, TableName};
 use crate::replication::APPLICATION_NAME;
 
-pub use facts::{Column, Facts, Holding, Membership, Publication, Role, Slot, Table, facts};
+pub use facts::{
+    Column, Facts, Holding, Membership, PartitionKey, Partitioning, Publication, Role, Slot, Table,
+    facts,
+};
 pub use judge::{drift, judge, judge_ground, judge_role, judge_table};
+pub use replica::check_replica;
 pub use standby::check_walsender;
 
 /// What the daemon is configured for.
@@ -32,17 +37,23 @@ pub struct Expectation {
     pub required: Vec<String>,
     /// Columns that are used where the table has them.
     pub optional: Vec<String>,
+    /// Columns that hold a point in time, where the table has them.
+    pub moments: Vec<String>,
     /// The `application_name` of our walsender connection.
     pub application_name: String,
     /// Settled rows are deleted.
     pub deletes: bool,
+    /// Settled partitions are dropped, and those to come are made.
+    pub partitions: bool,
+    /// A lost slot is made again, and what is in the outbox is dispatched.
+    pub heals: bool,
     /// The role that the daemon logs in as, where its rights are to be judged: by `init`, and when the server has
     /// refused the walsender. Otherwise the connection itself is the proof.
     pub role: Option<String>,
 }
 
 impl Expectation {
-    /// What the daemon needs for this table, slot and publication; it does not delete, and its login is not judged.
+    /// What the daemon needs for this table, slot and publication; settled rows stay, and its login is not judged.
     pub fn new(columns: &Columns, slot: &str, publication: &str) -> Expectation {
         let (mut required, mut optional) = (Vec::new(), Vec::new());
         for field in Field::ALL {
@@ -58,8 +69,14 @@ impl Expectation {
             table: columns.table().clone(),
             required,
             optional,
+            moments: [Field::RunAt, Field::ExpiresAt]
+                .into_iter()
+                .filter_map(|field| columns.column(field).map(str::to_owned))
+                .collect(),
             application_name: APPLICATION_NAME.to_owned(),
             deletes: false,
+            partitions: false,
+            heals: false,
             role: None,
         }
     }
@@ -94,8 +111,10 @@ pub enum Class {
     Temporary,
     /// Set up in a way that cannot work.
     Configuration,
-    /// The slot or the publication is gone: do not restart blindly.
-    Lost,
+    /// The slot is gone: do not restart blindly. It can be healed.
+    SlotLost,
+    /// The publication is gone: do not restart blindly.
+    PublicationLost,
 }
 
 impl Finding {

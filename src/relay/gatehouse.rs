@@ -76,7 +76,7 @@ impl Gatehouse {
         while self.watchers.try_join_next().is_some() {}
         self.since = None;
         self.tasks = 0;
-        self.waiting.drain(..).map(|item| size(&item)).sum()
+        self.waiting.drain(..).map(|item| item.size()).sum()
     }
 
     /// Tasks that wait.
@@ -164,13 +164,5 @@ impl Gatehouse {
                 commit_lsn: *commit_lsn,
             }));
         }
-    }
-}
-
-/// As it counts against the budget.
-pub(super) fn size(item: &Item) -> usize {
-    match item {
-        Item::Outbox(Event::Task(task)) => task.size(),
-        _ => 0,
     }
 }

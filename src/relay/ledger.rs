@@ -8,8 +8,9 @@ use crate::intake::{Confirmation, Session};
 use crate::pg::ConfirmedLsn;
 use crate::watermark::Ticket;
 
-/// Settled rows that have not left the outbox yet: more are not gathered while the database does not take them.
-const SETTLED_ROWS: usize = 1 << 16;
+/// Settled rows that have not left the outbox yet: more are not gathered while the database does not take them. Enough for a
+/// burst: the deletes catch up behind it.
+const SETTLED_ROWS: usize = 1 << 17;
 
 /// What is to be written down, and what is.
 #[derive(Debug)]
@@ -17,6 +18,8 @@ pub(super) struct Ledger {
     pending: Work,
     /// The keeper has work in its hands.
     busy: bool,
+    /// Settled rows in it.
+    in_hand: usize,
     /// How far everything is settled, and written down.
     written: Confirmation,
     keeper: mpsc::Sender<Work>,
@@ -27,6 +30,7 @@ impl Ledger {
         Ledger {
             pending: Work::default(),
             busy: false,
+            in_hand: 0,
             written: Confirmation::default(),
             keeper,
         }
@@ -34,7 +38,7 @@ impl Ledger {
 
     /// Whether there is room for more settled tasks.
     pub(super) fn has_room(&self) -> bool {
-        self.pending.delivered.len() < SETTLED_ROWS
+        self.in_hand + self.pending.delivered.len() < SETTLED_ROWS
     }
 
     /// Up to where everything is settled, and written down.
@@ -94,6 +98,7 @@ impl Ledger {
     /// What was in the keeper's hands is written down.
     pub(super) fn is_written(&mut self, confirmation: Confirmation) {
         self.busy = false;
+        self.in_hand = 0;
         self.written = confirmation;
     }
 
@@ -107,6 +112,7 @@ impl Ledger {
         let work = std::mem::take(&mut self.pending);
         self.pending.confirmation = confirmation;
         self.busy = true;
+        self.in_hand = work.delivered.len();
         // It has room for one, and has none.
         self.keeper.try_send(work).is_ok()
     }

@@ -5,6 +5,7 @@ use tracing::{error, warn};
 use super::Relay;
 use super::timing::not_before;
 use crate::delivery::{News, Origin, Passage, Report, Rows, Written};
+use crate::failpoint::{self, Point};
 use crate::hold::{Park, Released, State};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
@@ -19,7 +20,7 @@ impl Relay {
     pub(super) fn dispatch(&mut self, task: Task, ticket: Ticket) {
         if self.held.contains(&task.position) {
             // It came before, and its place is in the hold now.
-            self.bytes -= task.size();
+            self.channels.memory.free(task.size());
             self.watermark.settle(ticket, 1);
             return;
         }
@@ -73,14 +74,17 @@ impl Relay {
             self.watermark.settle(ticket, count);
         }
         self.delivered += report.delivered;
-        self.bytes -= report.bytes;
+        if self.phase.is_draining() {
+            failpoint::reach(Point::Draining);
+        }
+        self.channels.memory.free(report.bytes);
         self.released -= report.rows.len();
         self.ledger.delivered(report.delivered, &report.ids);
         for (ticket, park) in report.parks {
             // One from before another history of the server comes again, if it exists there.
             match self.watermark.knows(ticket) {
                 true => self.ledger.park(ticket, park),
-                false => self.bytes -= park.task.size(),
+                false => self.channels.memory.free(park.task.size()),
             }
         }
         self.ledger.rows(report.rows);
@@ -123,7 +127,7 @@ impl Relay {
     fn written(&mut self, written: Written) {
         for &(ticket, bytes) in &written.parked {
             self.watermark.settle(ticket, 1);
-            self.bytes -= bytes;
+            self.channels.memory.free(bytes);
         }
         self.outgoing.tell_written(&written);
         self.ledger.is_written(written.confirmation);

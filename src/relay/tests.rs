@@ -39,6 +39,7 @@ struct Bench {
     line: Option<watch::Sender<Line>>,
     confirmed: watch::Receiver<Confirmation>,
     orders: watch::Receiver<Order>,
+    memory: Arc<Memory>,
     reports: mpsc::Sender<Report>,
     signals: watch::Sender<u8>,
     lanes: Vec<mpsc::Receiver<Message>>,
@@ -60,6 +61,7 @@ fn session(number: u64) -> Session {
         generation: 1,
         identity: Identity::default(),
         walsender_pid: 100 + number as u32,
+        start: Lsn::ZERO,
         until: None,
     }
 }
@@ -99,6 +101,7 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
     let (work, to_keep) = mpsc::channel(1);
     let (wishes, _) = watch::channel(Wishes::default());
     let (strain, _) = watch::channel(false);
+    let memory = Memory::new(10_000);
     let (tells, kept) = mpsc::channel(4);
     let held = Arc::new(Mutex::new(Vec::new()));
     tokio::spawn(keep(
@@ -120,10 +123,7 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
         sinks,
         KeyHasher::default(),
         gated.then_some(gate),
-        Budget {
-            tasks,
-            bytes: 10_000,
-        },
+        tasks,
         Channels {
             batches: from_intake,
             line: stands,
@@ -133,6 +133,7 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
             work,
             wishes,
             kept,
+            memory: memory.clone(),
             signals: signalled,
         },
     );
@@ -141,6 +142,7 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
         line: Some(line),
         confirmed,
         orders,
+        memory,
         reports,
         signals,
         lanes,
@@ -190,6 +192,16 @@ async fn keep(
         if tells.send(news).await.is_err() {
             return;
         }
+    }
+}
+
+/// As the intake makes it.
+fn batch(memory: &Arc<Memory>, session: u64, items: Vec<Item>) -> Batch {
+    let bytes = items.iter().map(Item::size).sum();
+    Batch {
+        session,
+        items,
+        charge: memory.charge(bytes),
     }
 }
 
@@ -250,7 +262,7 @@ impl Bench {
 
     /// The intake hands over; false if the relay does not take it now.
     async fn offer(&self, session: u64, items: Vec<Item>) -> bool {
-        let batch = Batch { session, items };
+        let batch = batch(&self.memory, session, items);
         timeout(SOON, self.batches.send(batch)).await.is_ok()
     }
 

@@ -26,6 +26,9 @@ pub struct Config {
     /// The publication.
     #[serde(default = "default_name")]
     pub publication: String,
+    /// A lost slot is made again, and the rows that are still in the outbox are dispatched.
+    #[serde(default)]
+    pub heal: bool,
 }
 
 impl Config {

@@ -39,13 +39,16 @@ impl fmt::Display for Place {
     }
 }
 
-/// Fails on the notice that says that rows are being skipped (Postgres 18); every other notice is harmless.
+/// Fails on the notice that says that rows are being skipped (Postgres 18); every other notice is harmless. So is one of the
+/// same SQLSTATE which says that the server waits for a standby (`synchronized_standby_slots`, 17 and newer).
 ///
 /// # Errors
 /// SQLSTATE 55000, "skipped loading publication".
 pub fn refuse_notice(place: Place, notice: ServerMessage) -> Result<(), Error> {
     match notice.sqlstate.as_str() {
-        "55000" => Err(Error::new(place, Kind::PublicationSkipped(notice))),
+        "55000" if notice.routine != "StandbySlotsHaveCaughtup" => {
+            Err(Error::new(place, Kind::PublicationSkipped(notice)))
+        }
         _ => Ok(()),
     }
 }
@@ -361,6 +364,10 @@ mod tests {
     fn only_the_notice_about_skipped_rows_is_fatal() {
         let harmless = body(b"VNOTICE\0C42P07\0Malready exists, skipping\0");
         assert!(refuse_notice(Place::Streaming, harmless).is_ok());
+        let waits = body(
+            b"VWARNING\0C55000\0Mreplication slot \"s\" does not have active_pid\0RStandbySlotsHaveCaughtup\0",
+        );
+        assert!(refuse_notice(Place::Streaming, waits).is_ok());
         let skipped = body(b"VWARNING\0C55000\0Mskipped loading publication \"p\"\0");
         let error = refuse_notice(Place::Streaming, skipped).expect_err("fatal");
         assert!(

@@ -109,7 +109,8 @@ impl Error {
                 Some(Stop::SlotLost) => stop(
                     Stop::SlotLost,
                     "The slot does not exist in this server. If it never did, aftercommit init creates it; if it \
-                     was dropped, rows committed since then were not seen",
+                     was dropped, rows committed since then were not seen: [postgres] heal = true makes it again and takes \
+                     them from the outbox",
                 ),
                 Some(lost) => stop(
                     lost,
@@ -121,7 +122,8 @@ impl Error {
             (_, "55000") => prerequisite(place, message),
             (_, "58P01") if wal_is_gone(place, message) => stop(
                 Stop::SlotLost,
-                "The WAL that the slot needs is gone: rows were missed. Raise max_slot_wal_keep_size",
+                "The WAL that the slot needs is gone: rows were missed. [postgres] heal = true makes the slot again and takes \
+                 them from the outbox. Raise max_slot_wal_keep_size",
             ),
             (_, "53300") => reconnect(
                 "Raise max_wal_senders or max_connections, or the role's connection limit, or close what holds them",
@@ -224,7 +226,8 @@ fn prerequisite(place: Place, message: &ServerMessage) -> Verdict {
         Place::StartReplication | Place::Streaming => stop(
             Stop::SlotLost,
             "Look at the slot in pg_replication_slots: if it is invalidated (wal_status lost), its WAL is gone and \
-             rows were missed; raise max_slot_wal_keep_size before you make a new one",
+             rows were missed: [postgres] heal = true makes the slot again and takes them from the outbox. Raise \
+             max_slot_wal_keep_size before",
         ),
         Place::Connect | Place::Authentication | Place::Preflight | Place::Sql => {
             (Policy::Stop(Stop::Configuration), None)

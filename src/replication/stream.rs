@@ -47,6 +47,8 @@ pub struct Stream<S> {
     buffer: BytesMut,
     /// What is still to be written. It may begin in the middle of a frame whose write was cut, so it is never cleared.
     out: BytesMut,
+    /// The last notice. The server repeats it many times while it waits for a standby.
+    noticed: String,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
@@ -56,6 +58,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
             socket,
             buffer,
             out: BytesMut::with_capacity(64),
+            noticed: String::new(),
         }
     }
 
@@ -145,10 +148,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                         ServerMessage::parse(&Bytes::copy_from_slice(body)),
                     ));
                 }
-                b'N' => refuse_notice(
-                    Place::Streaming,
-                    ServerMessage::parse(&Bytes::copy_from_slice(body)),
-                )?,
+                b'N' => {
+                    let notice = ServerMessage::parse(&Bytes::copy_from_slice(body));
+                    if notice.message != self.noticed {
+                        tracing::warn!(%notice, "notice from Postgres");
+                        self.noticed.clone_from(&notice.message);
+                    }
+                    refuse_notice(Place::Streaming, notice)?;
+                }
                 // The end: CopyDone, or, from a server that shuts down, CommandComplete without one.
                 b'c' | b'C' if !frames.is_empty() => break,
                 b'c' | b'C' => return Err(Error::closed(Place::Streaming)),

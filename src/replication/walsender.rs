@@ -145,6 +145,10 @@ impl Walsender {
         })
     }
 
+    pub(super) fn unexpected(&self) -> Error {
+        self.session.unexpected()
+    }
+
     /// Says goodbye, so that the server logs no lost connection. Errors do not matter any more.
     pub async fn close(mut self) {
         let mut frame = BytesMut::new();

@@ -93,21 +93,21 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What will never come again, so that its notes can go: what was committed below, and was reported up to then.
+/// What will never come again, so that its notes can go.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Settled {
     /// The server sends nothing again that was committed below, not even after a crash.
     pub below: Lsn,
-    /// What was reported in this turn and before is written down.
+    /// What became of the batch of this turn, and of those before, is written down.
     pub turn: u64,
 }
 
 /// The terms on which a batch is handed over.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms<'a> {
+#[derive(Clone, Debug)]
+pub struct Terms {
     /// Where its marks mean something.
-    pub scope: &'a Scope,
-    /// The turn in which it is reported what became of it.
+    pub scope: Scope,
+    /// Counts the batches.
     pub turn: u64,
     /// What can be forgotten.
     pub settled: Settled,

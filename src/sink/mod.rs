@@ -82,7 +82,7 @@ pub trait Sink: Send {
     /// atomic step with what they are about does not apply a task again whose mark is there: it answers `Delivered` without
     /// sending it. This holds through outages, lost answers and crashes, as long as the place keeps what it has; how far it
     /// goes stands at the head of such a sink's file.
-    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms<'a>) -> Delivery<'a> {
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms) -> Delivery<'a> {
         let _ = terms;
         self.deliver(batch)
     }

@@ -74,7 +74,7 @@ fn after_a_reset_old_settlements_mean_nothing() {
     let mut mark = Watermark::default();
     let old = open_rows(&mut mark, 1000, 1);
     mark.commit(Lsn(1005));
-    mark.reset();
+    mark.reset(Lsn::ZERO);
     let new = open_rows(&mut mark, 10, 1);
     mark.commit(Lsn(15));
     mark.settle(old, 1);

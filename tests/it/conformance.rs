@@ -478,7 +478,7 @@ impl Sink for Marking {
         // Any of them may have been delivered before.
         self.scope.generation += 1;
         let terms = Terms {
-            scope: &self.scope,
+            scope: self.scope.clone(),
             turn: 1,
             settled: Settled::default(),
         };

@@ -103,9 +103,8 @@ impl History {
         };
         let queued = "select hold_id, key from aftercommit.hold where blocks";
         let queued = self.store.look.query(queued, &[]).await.expect("rows");
-        let due = hold::due(&self.store.look, SLOT, &[], &in_flight, batch)
-            .await
-            .expect("an answer");
+        let due = hold::due(&self.store.look, SLOT, &[], &in_flight, batch).await;
+        let due = due.expect("an answer").released;
         for released in &due {
             let key = released.task.text(Field::Key);
             let unordered = "select not blocks and state <> 'scheduled' from aftercommit.hold where hold_id = $1";

@@ -59,7 +59,7 @@ impl Store {
         db.commit().await.expect("a commit");
     }
 
-    async fn remove(&mut self, ids: &[i64]) -> Vec<(String, String)> {
+    pub(crate) async fn remove(&mut self, ids: &[i64]) -> Vec<(String, String)> {
         let db = self.db.transaction().await.expect("a transaction");
         let mut freed = hold::remove(&db, ids).await.expect("removed");
         db.commit().await.expect("a commit");
@@ -67,13 +67,13 @@ impl Store {
         freed
     }
 
-    async fn postpone(&mut self, rows: &[Postponed]) {
+    pub(crate) async fn postpone(&mut self, rows: &[Postponed]) {
         let db = self.db.transaction().await.expect("a transaction");
         hold::postpone(&db, rows).await.expect("postponed");
         db.commit().await.expect("a commit");
     }
 
-    async fn bury(&mut self, rows: &[(i64, bool)]) -> Vec<(String, String)> {
+    pub(crate) async fn bury(&mut self, rows: &[(i64, bool)]) -> Vec<(String, String)> {
         let rows: Vec<_> = rows
             .iter()
             .map(|(id, blocks)| (*id, 9, "gone".to_owned(), *blocks))
@@ -85,14 +85,13 @@ impl Store {
         freed
     }
 
-    async fn due(&self) -> Vec<Released> {
+    pub(crate) async fn due(&self) -> Vec<Released> {
         self.due_but(&[], &[]).await
     }
 
     async fn due_but(&self, away: &[&str], in_flight: &[i64]) -> Vec<Released> {
-        hold::due(&self.look, SLOT, away, in_flight, ALL)
-            .await
-            .expect("an answer")
+        let due = hold::due(&self.look, SLOT, away, in_flight, ALL).await;
+        due.expect("an answer").released
     }
 
     /// Names of the tasks that are due, in order.
@@ -121,7 +120,7 @@ impl Store {
     }
 
     /// Everything that is due, until nothing is, and each removed at once.
-    async fn drain(&mut self) -> Vec<String> {
+    pub(crate) async fn drain(&mut self) -> Vec<String> {
         let mut drained = Vec::new();
         loop {
             let due = self.due().await;
@@ -165,7 +164,7 @@ pub(crate) fn park(number: u64, name: &str, key: Option<&str>) -> Park {
     }
 }
 
-fn postponed(hold_id: i64, due_in: Duration) -> Postponed {
+pub(crate) fn postponed(hold_id: i64, due_in: Duration) -> Postponed {
     Postponed {
         hold_id,
         due_in,
@@ -380,7 +379,7 @@ async fn tasks_are_due_in_order_of_time() {
     assert_eq!(names(&store.due_but(&["b"], &in_flight).await), ["later"]);
     assert_eq!(names(&store.due_but(&["a", "b"], &[]).await), [""; 0]);
     let other = hold::due(&store.look, "other", &[], &[], ALL).await;
-    assert!(other.expect("an answer").is_empty());
+    assert!(other.expect("an answer").released.is_empty());
     let next = hold::next_due(&store.look, "other").await;
     assert_eq!(next.expect("an answer"), None);
 
@@ -414,7 +413,8 @@ async fn a_batch_has_its_limits() {
         (10, 1 << 30, 5),
     ] {
         let due = hold::due(&store.look, SLOT, &[], &[], Batch { tasks, bytes }).await;
-        assert_eq!(due.expect("an answer").len(), expected, "{tasks} {bytes}");
+        let due = due.expect("an answer").released;
+        assert_eq!(due.len(), expected, "{tasks} {bytes}");
     }
 }
 
@@ -594,36 +594,49 @@ async fn the_dead_are_sent_again_in_their_place() {
     assert_eq!(store.keys().await, []);
 }
 
-/// A scheduled task holds nobody up; when its time has come, it comes behind what is held of its key before it.
+/// A scheduled task holds nobody up; when its time has come, it comes behind all that is held of its key by then.
 #[tokio::test]
 async fn a_scheduled_task_waits_for_its_key() {
     let mut store = Store::start().await;
-    let scheduled = |number, name| Park {
+    let scheduled = |number, name, key| Park {
         state: State::Scheduled,
         due_in: None,
         due_at: Some(Timestamp(number)),
         blocks: false,
-        ..park(u64::try_from(number).expect("a number"), name, Some("k"))
+        ..park(u64::try_from(number).expect("a number"), name, Some(key))
     };
-    store.park(&[scheduled(1, "early")]).await;
+    store
+        .park(&[
+            scheduled(3, "later", "k"),
+            scheduled(1, "sooner", "k"),
+            scheduled(2, "of another", "l"),
+        ])
+        .await;
     assert_eq!(store.keys().await, []);
     let failing = Park {
         attempts: 1,
         due_in: Some(MINUTE),
-        ..park(2, "failing", Some("k"))
+        ..park(4, "failing", Some("k"))
     };
-    store.park(&[failing, scheduled(3, "behind")]).await;
-    assert_eq!(store.due_names().await, ["early"]);
-    assert_eq!(store.due_names().await, ["early"]);
-    store.park(&[park(4, "live", Some("k"))]).await;
+    store.park(&[failing]).await;
+    assert_eq!(store.due_names().await, ["of another"]);
+    store.park(&[park(5, "live", Some("k"))]).await;
+    assert_eq!(store.due_names().await, ["of another"]);
 
-    // The early one fails: it is before the others, and they wait for it.
-    let early = store.id("early");
-    store.postpone(&[postponed(early, Duration::ZERO)]).await;
+    // Sent when nothing of its key was held, it fails: it is before what came later.
+    store.park(&[park(6, "behind", Some("l"))]).await;
+    let other = store.id("of another");
+    store.postpone(&[postponed(other, Duration::ZERO)]).await;
     let due = store.due().await;
-    assert_eq!(names(&due), ["early"]);
+    assert_eq!(names(&due), ["of another"]);
     assert_eq!(due[0].state, State::Retrying);
-    assert_eq!(store.drain().await, ["early", "failing", "behind", "live"]);
+    assert_eq!(store.drain().await, ["of another", "behind"]);
+
+    let failing = store.id("failing");
+    store
+        .postgres
+        .psql(&format!("select aftercommit.hold_retry({failing})"));
+    assert_eq!(store.drain().await, ["failing", "sooner", "later", "live"]);
     assert_eq!(store.keys().await, []);
 }
 
@@ -710,18 +723,25 @@ async fn a_checkpoint_is_read_as_it_was_written() {
     let mut store = Store::start().await;
     let read = async |db: &Client, slot| hold::read_checkpoint(db, slot).await.expect("an answer");
     assert_eq!(read(&store.look, SLOT).await, None);
-    for lsn in [5, 0xFFFF_FFFF_FFFF_FFFF, 3] {
-        let checkpoint = Checkpoint {
+    // It goes back in another history only.
+    for (timeline, lsn, kept) in [
+        (7, 5, 5),
+        (7, u64::MAX, u64::MAX),
+        (8, 3, 3),
+        (8, 0, 3),
+        (8, 4, 4),
+    ] {
+        let checkpoint = |lsn| Checkpoint {
             system_id: u64::MAX,
-            timeline: 7,
+            timeline,
             lsn: Lsn(lsn),
         };
         let db = store.db.transaction().await.expect("a transaction");
-        hold::write_checkpoint(&db, SLOT, &checkpoint)
+        hold::write_checkpoint(&db, SLOT, &checkpoint(lsn))
             .await
             .expect("written");
         db.commit().await.expect("a commit");
-        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint));
+        assert_eq!(read(&store.look, SLOT).await, Some(checkpoint(kept)));
         assert_eq!(read(&store.look, "other").await, None);
     }
     store
@@ -844,9 +864,8 @@ async fn many_tasks_are_held_and_come_back_in_order() {
                 tasks: 1_000,
                 bytes: 64 << 20,
             };
-            let due = hold::due(&store.look, SLOT, &[], &[], batch)
-                .await
-                .expect("an answer");
+            let due = hold::due(&store.look, SLOT, &[], &[], batch).await;
+            let due = due.expect("an answer").released;
             if due.is_empty() {
                 break;
             }

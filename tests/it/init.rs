@@ -32,6 +32,7 @@ pub(crate) fn wanted(name: &str, login: Option<&str>) -> Wanted {
         slot: name.to_owned(),
         publication: "aftercommit".to_owned(),
         login: login.map(str::to_owned),
+        partition: None,
     }
 }
 
@@ -43,7 +44,10 @@ pub(crate) fn expected(wanted: &Wanted) -> Expectation {
         required: OURS.map(str::to_owned).to_vec(),
         optional: Vec::new(),
         application_name: "aftercommit".to_owned(),
+        moments: ["run_at", "expires_at"].map(str::to_owned).to_vec(),
         deletes: true,
+        partitions: wanted.partition.is_some(),
+        heals: false,
         role: wanted.login.clone(),
     }
 }

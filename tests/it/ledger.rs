@@ -70,7 +70,7 @@ fn by(sink: &mut Celery) -> Handing<'_> {
 impl Handing<'_> {
     async fn hand(&mut self, tasks: &[Task]) -> Result<Vec<Outcome>, String> {
         let terms = Terms {
-            scope: &self.scope,
+            scope: self.scope.clone(),
             turn: 1,
             settled: self.settled,
         };

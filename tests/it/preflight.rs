@@ -12,7 +12,7 @@ use crate::init::{apply, expected, wanted};
 use crate::support::postgres::{Options, Postgres};
 
 const CONFIGURATION: Severity = Severity::Fatal(Class::Configuration);
-const LOST: Severity = Severity::Fatal(Class::Lost);
+const LOST: Severity = Severity::Fatal(Class::SlotLost);
 
 /// The database with everything in it, its slot named like the database, and a superuser's connection.
 async fn ready(server: &Postgres) -> (Client, Expectation) {
@@ -80,7 +80,7 @@ async fn faults_of_the_publication() {
     let mut cases = vec![
         (
             "drop publication aftercommit",
-            LOST,
+            Severity::Fatal(Class::PublicationLost),
             "publication \"aftercommit\" does not exist",
         ),
         (
@@ -160,6 +160,21 @@ async fn faults_of_the_table() {
         "table aftercommit.outbox is unlogged",
     )
     .await;
+
+    broken_and_mended(
+        &client,
+        &expected,
+        "alter table aftercommit.outbox alter column run_at type timestamp(3)",
+        CONFIGURATION,
+        "column \"run_at\" of aftercommit.outbox is of type timestamp without time zone",
+    )
+    .await;
+    run(
+        &client,
+        "create domain moment as timestamptz; alter table aftercommit.outbox alter column expires_at type moment",
+    )
+    .await;
+    assert_eq!(findings(&client, &expected).await, []);
 
     run(
         &client,

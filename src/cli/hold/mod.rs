@@ -33,7 +33,8 @@ enum Command {
     List(list::Args),
     /// Show everything about one held task
     Show(show::Args),
-    /// Send dead tasks again, with all their attempts; with --state retrying, those that wait for another attempt now
+    /// Send dead tasks again, with all their attempts and no expiry; with --state retrying, those that wait for another
+    /// attempt now
     Retry(change::Args),
     /// Drop dead tasks for good; others with --state, or where they are named
     Discard(change::Args),

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use tokio_postgres::types::Type;
 
+use super::line::ended;
 use super::round::fence;
 use super::{Gone, News, Running};
-use crate::hold;
+use crate::hold::{self, Checkpoint};
 use crate::intake::Session;
 use crate::outbox::Position;
-use crate::pg::Lsn;
 use crate::replication::{Error, Policy};
 
 /// By sink the hashes of the held keys, and the rows that are held already.
@@ -18,7 +18,15 @@ type Held = (Vec<Vec<u64>>, HashSet<Position>);
 impl Running {
     /// Reads what is held, and tells the relay: before that, nothing of the generation may pass.
     pub(super) async fn tell_held(&mut self, session: Session) -> Result<(), Gone> {
-        match self.read_held(session).await {
+        let line = self.keeper.line.clone();
+        let read = tokio::select! {
+            read = self.read_held(session) => read,
+            () = ended(line, session) => {
+                self.client = None;
+                return Ok(());
+            }
+        };
+        match read {
             Ok((keys, positions)) => {
                 self.told = session.generation;
                 self.trouble.reset();
@@ -66,7 +74,13 @@ impl Running {
             .and_then(|row| row.try_get::<_, String>(0))
             .map_err(failed)?;
         // What lies below is not sent again.
-        let from: Lsn = confirmed.parse().unwrap_or_default();
+        let from = session.start.max(confirmed.parse().unwrap_or_default());
+        let checkpoint = Checkpoint {
+            system_id: session.identity.system_id,
+            timeline: session.identity.timeline,
+            lsn: from,
+        };
+        hold::correct_checkpoint(&transaction, &slot, &checkpoint).await?;
         let mut positions = HashSet::new();
         hold::held_positions(db, &slot, from, |position| {
             positions.insert(position);

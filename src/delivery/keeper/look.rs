@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tracing::debug;
 
+use super::line::ended;
 use super::round::fence;
 use super::{Gone, News, Running};
 use crate::backoff::Backoff;
 use crate::hold::{self, Batch, Released};
 use crate::intake::Session;
-use crate::replication::{Error, Policy};
+use crate::replication::{Error, Place, Policy};
 use crate::units::BackoffRange;
 
 /// What others do to the hold table (an operator's retry, say) is noticed so soon.
@@ -27,6 +28,45 @@ const PROBE: BackoffRange = BackoffRange {
 
 /// A sink that goes away again so soon was not really back.
 const STEADY: Duration = Duration::from_secs(5);
+/// How long a look may take before its connection counts as dead.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
+/// Rows that are being cancelled are left out of the looks of the next second; where there are many, for longer, by so
+/// much for each.
+const PASS_OVER_MORE: Duration = Duration::from_micros(100);
+
+/// Rows that are being cancelled by a transaction which is still open. Each look would find them first, and, where they are
+/// many, nothing else.
+#[derive(Debug)]
+pub(super) struct PassedOver {
+    rows: Vec<i64>,
+    until: Instant,
+}
+
+impl PassedOver {
+    pub(super) fn new() -> PassedOver {
+        PassedOver {
+            rows: Vec::new(),
+            until: Instant::now(),
+        }
+    }
+
+    fn add(&mut self, mut rows: Vec<i64>, now: Instant) {
+        if rows.is_empty() {
+            return;
+        }
+        self.rows.append(&mut rows);
+        let count = u32::try_from(self.rows.len()).unwrap_or(u32::MAX);
+        self.until = now + POLL + PASS_OVER_MORE * count;
+    }
+
+    /// Those that are to be left out now.
+    fn rows(&mut self, now: Instant) -> &[i64] {
+        if self.until <= now {
+            self.rows.clear();
+        }
+        &self.rows
+    }
+}
 
 /// When and how to try a sink that is away.
 #[derive(Debug)]
@@ -69,7 +109,16 @@ impl Running {
             return Ok(());
         }
         let away = |index: usize| wishes.away.get(index).copied().unwrap_or_default();
-        let due = self.due(session, away).await;
+        let line = self.keeper.line.clone();
+        let due = tokio::select! {
+            due = timeout(LOOK_TIMEOUT, self.due(session, away)) => {
+                due.unwrap_or_else(|_| Err(Error::timeout(Place::Sql, LOOK_TIMEOUT)))
+            }
+            () = ended(line, session) => {
+                self.client = None;
+                return Ok(());
+            }
+        };
         self.tell_lag().await?;
         match due {
             Ok((released, next_look)) => {
@@ -86,8 +135,11 @@ impl Running {
             }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
             Err(error) => {
-                self.failed(&error.to_string(), "the hold table cannot be read")
-                    .await
+                self.failed(
+                    &hold::remedied(error).to_string(),
+                    "the hold table cannot be read",
+                )
+                .await
             }
         }
     }
@@ -108,7 +160,8 @@ impl Running {
             // What is under way makes room, and then there is a look.
             return Ok((Vec::new(), now + POLL));
         }
-        let in_flight: Vec<i64> = self.under_way.keys().copied().collect();
+        let mut but: Vec<i64> = self.under_way.keys().copied().collect();
+        but.extend(self.passed_over.rows(now));
         let batch = |tasks: usize| Batch {
             tasks: tasks as i64,
             bytes: bytes.max(1) as i64,
@@ -120,19 +173,22 @@ impl Running {
             let chosen = sinks.iter().enumerate().filter(|(index, _)| these(*index));
             chosen.map(|(_, name)| &**name).collect()
         };
-        let mut released =
-            hold::due(client, &slot, &names(&away), &in_flight, batch(tasks)).await?;
+        let due = hold::due(client, &slot, &names(&away), &but, batch(tasks)).await?;
+        let mut released = due.released;
         self.retained = retained;
-        if released.len() == tasks {
+        if released.len() + due.passed_over.len() >= tasks {
             next = now;
         }
+        self.passed_over.add(due.passed_over, now);
         for index in (0..sinks.len()).filter(|index| away(*index)) {
             let probe = &mut self.probes[index];
             if probe.is_due(now)
                 && let Some(client) = &mut self.client
             {
                 let others = names(&|other| other != index);
-                released.extend(hold::due(client, &slot, &others, &in_flight, batch(1)).await?);
+                let due = hold::due(client, &slot, &others, &but, batch(1)).await?;
+                released.extend(due.released);
+                self.passed_over.add(due.passed_over, now);
             }
             next = next.min(probe.next);
         }

@@ -10,13 +10,10 @@ use tokio_postgres::types::Type;
 
 use super::Running;
 use super::Work;
+use crate::failpoint::{self, Point};
 use crate::hold::{self, Checkpoint};
 use crate::intake::Session;
-use crate::outbox::TableName;
 use crate::replication::{Error, Place, Policy};
-
-/// Rows that one statement deletes.
-const DELETE_ROWS: usize = 5_000;
 
 impl Running {
     /// Writes one round; says of which keys nothing is held any more.
@@ -25,64 +22,102 @@ impl Running {
         session: Session,
         work: &Work,
     ) -> Result<Vec<(usize, u64)>, Error> {
-        let slot = self.keeper.slot.clone();
-        let table = self.keeper.table.clone();
-        let delete_by = self.keeper.delete_by.clone();
-        let (retained, freed) = write(
-            self.client().await?,
-            &slot,
-            &table,
-            delete_by.as_deref(),
-            session,
-            work,
-        )
-        .await?;
-        self.retained = retained;
+        let mut passes_over = !self.stuck.is_empty();
+        let wrote = loop {
+            let wrote = self.write_round(session, work, passes_over).await;
+            match &wrote {
+                Err(error) if is_lock(error) && !passes_over && self.stuck.has_room() => {
+                    passes_over = true;
+                }
+                _ => break wrote?,
+            }
+        };
+        self.retained = wrote.retained;
+        self.stuck.set(wrote.stuck);
         let index = |sink: &str| self.keeper.sinks.iter().position(|name| **name == *sink);
-        let freed = freed.iter().filter_map(|(sink, key)| {
+        let freed = wrote.freed.iter().filter_map(|(sink, key)| {
             Some((index(sink)?, self.keeper.hasher.hash(key.as_bytes())))
         });
         Ok(freed.collect())
     }
+
+    async fn write_round(
+        &mut self,
+        session: Session,
+        work: &Work,
+        passes_over: bool,
+    ) -> Result<Wrote, Error> {
+        self.client().await?;
+        let Running {
+            client: Some(client),
+            keeper,
+            stuck,
+            ..
+        } = self
+        else {
+            return Err(Error::closed(Place::Sql));
+        };
+        let failed = |error| Error::sql("settling", error);
+        let mut transaction = client.transaction().await.map_err(failed)?;
+        let retained = fence(transaction.client(), &keeper.slot, session).await?;
+        hold::park(&transaction, &keeper.slot, &work.parks).await?;
+        let mut freed = hold::remove(&transaction, &work.rows.removed).await?;
+        hold::postpone(&transaction, &work.rows.postponed).await?;
+        let buried = work.rows.buried.iter();
+        let buried: Vec<(i64, u32, String, bool)> = buried
+            .map(|row| (row.hold_id, row.attempts, row.error.clone(), row.blocks))
+            .collect();
+        freed.extend(hold::bury(&transaction, &buried).await?);
+        let (again, rest) = stuck.parts();
+        let mut left = rest.to_vec();
+        if let Some(column) = &keeper.delete_by {
+            let held = work.parks.iter().map(|park| park.task.id());
+            let ids: Vec<&str> = work.delivered.iter().chain(held).collect();
+            let table = &keeper.table;
+            let again: Vec<&str> = again.iter().map(String::as_str).collect();
+            for ids in [ids, again] {
+                match passes_over {
+                    true => left.append(
+                        &mut hold::delete_unlocked(&mut transaction, table, column, &ids).await?,
+                    ),
+                    false => {
+                        hold::delete_settled(&transaction, table, column, &ids).await?;
+                    }
+                }
+            }
+        }
+        // Of another generation it is no position here; and what is still in the outbox counts as not settled.
+        if session.generation == work.confirmation.generation && left.is_empty() {
+            let checkpoint = Checkpoint {
+                system_id: session.identity.system_id,
+                timeline: session.identity.timeline,
+                lsn: work.confirmation.lsn.lsn(),
+            };
+            hold::write_checkpoint(&transaction, &keeper.slot, &checkpoint).await?;
+        }
+        failpoint::reach(Point::Settling);
+        transaction.commit().await.map_err(failed)?;
+        failpoint::reach(Point::Settled);
+        Ok(Wrote {
+            retained,
+            freed,
+            stuck: left,
+        })
+    }
 }
 
-async fn write(
-    client: &mut Client,
-    slot: &str,
-    table: &TableName,
-    delete_by: Option<&str>,
-    session: Session,
-    work: &Work,
-) -> Result<(u64, Vec<(String, String)>), Error> {
-    let failed = |error| Error::sql("settling", error);
-    let transaction = client.transaction().await.map_err(failed)?;
-    let retained = fence(transaction.client(), slot, session).await?;
-    hold::park(&transaction, slot, &work.parks).await?;
-    let mut freed = hold::remove(&transaction, &work.rows.removed).await?;
-    hold::postpone(&transaction, &work.rows.postponed).await?;
-    let buried = work.rows.buried.iter();
-    let buried: Vec<(i64, u32, String, bool)> = buried
-        .map(|row| (row.hold_id, row.attempts, row.error.clone(), row.blocks))
-        .collect();
-    freed.extend(hold::bury(&transaction, &buried).await?);
-    if let Some(column) = delete_by {
-        let held = work.parks.iter().map(|park| park.task.id());
-        let ids: Vec<&str> = work.delivered.iter().chain(held).collect();
-        for ids in ids.chunks(DELETE_ROWS) {
-            hold::delete_settled(&transaction, table, column, ids).await?;
-        }
-    }
-    // Of another generation it is no position here.
-    if session.generation == work.confirmation.generation {
-        let checkpoint = Checkpoint {
-            system_id: session.identity.system_id,
-            timeline: session.identity.timeline,
-            lsn: work.confirmation.lsn.lsn(),
-        };
-        hold::write_checkpoint(&transaction, slot, &checkpoint).await?;
-    }
-    transaction.commit().await.map_err(failed)?;
-    Ok((retained, freed))
+/// What a round has done.
+struct Wrote {
+    /// Bytes of WAL that the server keeps for the slot.
+    retained: u64,
+    /// Sinks and keys of which nothing is held any more.
+    freed: Vec<(String, String)>,
+    /// Settled rows that are still in the outbox.
+    stuck: Vec<String>,
+}
+
+fn is_lock(error: &Error) -> bool {
+    error.sqlstate() == Some("55P03")
 }
 
 /// Takes the lock of the slot's hold until the end of the transaction; fails when the slot is not ours. Says how many bytes

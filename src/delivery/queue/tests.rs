@@ -334,8 +334,15 @@ fn a_sink_that_stays_away_gets_nothing_and_all_is_held_in_order() {
     assert_eq!(ids(&batch), [1, 3]);
     queue.give_back(batch);
     queue.push(released(9, 0, 100, Some(7)));
-    queue.spill(&Cause::new("away"), true);
+    queue.spill(now.now, &Cause::new("away"), true);
     let report = queue.take_report().expect("a report");
+    let pauses: Vec<_> = report
+        .parks
+        .iter()
+        .map(|(_, park)| park.due_in.expect("a pause"))
+        .collect();
+    assert!(pauses[0] > Duration::ZERO, "what is left of it");
+    assert_eq!(pauses[1..], [Duration::ZERO; 3]);
     let retrying = |number, attempts| (number, State::Retrying, attempts);
     assert_eq!(
         parked(&report),

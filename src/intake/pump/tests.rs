@@ -8,13 +8,17 @@ use tokio::io::duplex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use std::sync::Arc;
+
 use super::script::*;
 use super::*;
+use crate::budget::Memory;
 use crate::intake::Confirmation;
 use crate::outbox::{Columns, Config};
 
 mod breakage;
 mod ending;
+mod rows;
 
 const GENERATION: u64 = 3;
 
@@ -26,6 +30,7 @@ struct Bench {
     confirmed: watch::Sender<Confirmation>,
     orders: watch::Sender<Order>,
     watch: mpsc::Sender<Seen>,
+    memory: Arc<Memory>,
     pump: JoinHandle<Ended>,
 }
 
@@ -39,6 +44,11 @@ async fn start() -> Bench {
 
 /// `pipe` is how many bytes either side takes unread.
 async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
+    start_behind(None, pipe, until).await
+}
+
+/// `rows` go before the stream.
+async fn start_behind(rows: Option<Rows>, pipe: usize, until: Option<Lsn>) -> Bench {
     let (server, client) = duplex(pipe);
     let (batches_in, batches) = mpsc::channel(2);
     let (line_in, line) = watch::channel(Line::Down);
@@ -53,18 +63,23 @@ async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
         generation: GENERATION,
         identity: crate::intake::Identity::default(),
         walsender_pid: 1,
+        start: Lsn::ZERO,
         until,
     };
     let open = Open {
         stream: Stream::new(client, BytesMut::new()),
         assembler: Assembler::new(Columns::new(&Config::default()).expect("columns")),
         session,
+        received: Lsn(if rows.is_some() { 50 } else { 0 }),
+        rows,
     };
+    let memory = Memory::new(1 << 20);
     let mut channels = Channels {
         batches: batches_in,
         line: line_in,
         confirmed: confirmable,
         orders: ordered,
+        memory: memory.clone(),
     };
     let pump = tokio::spawn(async move { run(open, sees, &mut channels, |_| {}).await });
     let mut up = line.clone();
@@ -79,6 +94,7 @@ async fn start_with(pipe: usize, until: Option<Lsn>) -> Bench {
         confirmed,
         orders,
         watch,
+        memory,
         pump,
     }
 }
@@ -144,6 +160,23 @@ async fn speaks_every_ten_seconds_while_the_server_is_idle() {
     }
     assert!(matches!(&*bench.line.borrow(), Line::Up(session) if session.number == 7));
     assert!(!bench.pump.is_finished());
+}
+
+#[tokio::test(start_paused = true)]
+async fn reads_nothing_while_the_memory_is_used_up_and_goes_on_when_it_is_free() {
+    let mut bench = start().await;
+    let charge = bench.memory.charge(1 << 20);
+    // One read may have been under way.
+    bench.server.send(&transaction(100)).await;
+    drop(timeout(ms(50), bench.batches.recv()).await);
+    bench.server.send(&transaction(200)).await;
+    // Longer than any silence that would be an error.
+    let nothing = timeout(ms(60_000), bench.batches.recv()).await;
+    assert!(nothing.is_err(), "it reads");
+    assert!(!bench.pump.is_finished(), "not reading is not silence");
+    drop(charge);
+    let batch = bench.batches.recv().await.expect("a batch");
+    assert!(!batch.items.is_empty());
 }
 
 /// More transactions than the pump takes while the relay takes none: from 100 on, in steps of 10.

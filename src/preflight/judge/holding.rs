@@ -23,7 +23,8 @@ pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
         (&holding.lacking, "hold tasks"),
         (&holding.lacking_on_outbox, "delete settled rows"),
     ] {
-        let is_needed = what_for == "hold tasks" || expected.deletes;
+        // Who may not delete rows may not drop partitions either.
+        let is_needed = what_for == "hold tasks" || expected.deletes || expected.partitions;
         if lacking.is_empty() || !is_needed {
             continue;
         }

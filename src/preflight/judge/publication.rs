@@ -7,7 +7,7 @@ use crate::preflight::{Class, Expectation, Finding};
 
 pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     let Some(publication) = &facts.publication else {
-        return vec![missing(expected)];
+        return vec![missing(facts, expected)];
     };
     let name = ident(&expected.publication);
     let fatal = |what: String| Finding::fatal(Class::Configuration, what);
@@ -29,11 +29,11 @@ pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings
 }
 
-fn missing(expected: &Expectation) -> Finding {
+fn missing(facts: &Facts, expected: &Expectation) -> Finding {
     let name = ident(&expected.publication);
     let slot = literal(&expected.slot);
     Finding::fatal(
-        Class::Lost,
+        Class::PublicationLost,
         format!("publication {name} does not exist"),
     )
     .remedy(format!(
@@ -41,7 +41,7 @@ fn missing(expected: &Expectation) -> Finding {
          inserted while there was none are skipped by Postgres 18. Older servers stop at them with the error 42704; \
          then the slot has to be made again, too (select pg_drop_replication_slot({slot}); {}), and rows that it \
          has not sent yet have to be inserted again",
-        create_slot(&expected.slot)
+        create_slot(&expected.slot, facts.server_version)
     ))
     .sql(create_publication(&expected.publication, &expected.table))
 }

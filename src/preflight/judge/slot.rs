@@ -7,7 +7,7 @@ use crate::preflight::{Class, Expectation, Finding};
 pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     let name = ident(&expected.slot);
     let Some(slot) = &facts.slot else {
-        return vec![missing(expected)];
+        return vec![missing(facts, expected)];
     };
     if let Some(owner) = not_ours(slot, facts) {
         return vec![taken(&owner, facts, expected)];
@@ -16,18 +16,18 @@ pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     if let Some(reason) = invalidated(slot) {
         findings.push(
             Finding::fatal(
-                Class::Lost,
+                Class::SlotLost,
                 format!(
                     "slot {name} is invalidated ({reason}): its WAL is gone. What was committed after {} is in doubt",
                     slot.confirmed_flush_lsn.as_deref().unwrap_or("its beginning")
                 ),
             )
             .remedy(
-                "make it again, as below, which starts at that moment: rows that were committed before it and have \
-                 not been dispatched have to be inserted again. Raise max_slot_wal_keep_size if the limit was too low",
+                format!("{HEAL}. By hand: make it again, as below, which starts at that moment; {BY_HAND}. Raise \
+                 max_slot_wal_keep_size if the limit was too low"),
             )
             .sql(drop_slot(&expected.slot))
-            .sql(create_slot(&expected.slot)),
+            .sql(create_slot(&expected.slot, facts.server_version)),
         );
         return findings;
     }
@@ -42,7 +42,7 @@ pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
                  again",
             )
             .sql(drop_slot(&expected.slot))
-            .sql(create_slot(&expected.slot)),
+            .sql(create_slot(&expected.slot, facts.server_version)),
         );
     }
     if slot.wal_status.as_deref() == Some("unreserved") {
@@ -58,17 +58,23 @@ pub(super) fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
     findings
 }
 
-fn missing(expected: &Expectation) -> Finding {
+/// What the daemon does about it by itself.
+const HEAL: &str = "with [postgres] heal = true (and [outbox] retention = \"delete\") a new one is made, and what is in the \
+                    outbox is dispatched: nothing is lost";
+/// What a new slot leaves to the operator.
+const BY_HAND: &str =
+    "rows that were committed before it and have not been dispatched have to be inserted again";
+
+fn missing(facts: &Facts, expected: &Expectation) -> Finding {
     Finding::fatal(
-        Class::Lost,
+        Class::SlotLost,
         format!("slot {} does not exist", ident(&expected.slot)),
     )
-    .remedy(
-        "if it has never been made: aftercommit init. If it was dropped, or the server was replaced: a new one, as \
-         below, starts at that moment; rows that were committed before it and have not been dispatched have to be \
-         inserted again",
-    )
-    .sql(create_slot(&expected.slot))
+    .remedy(format!(
+        "if it has never been made: aftercommit init. If it was dropped, or another server has taken over: {HEAL}. By hand: \
+         a new one, as below, starts at that moment; {BY_HAND}"
+    ))
+    .sql(create_slot(&expected.slot, facts.server_version))
 }
 
 /// What the slot is, where it cannot be one of ours.
@@ -104,7 +110,7 @@ fn taken(owner: &str, facts: &Facts, expected: &Expectation) -> Finding {
     .remedy(format!(
         "set [postgres] slot = \"{free}\", and make it, as below or by: aftercommit init"
     ))
-    .sql(create_slot(&free))
+    .sql(create_slot(&free, facts.server_version))
 }
 
 /// `<slot>_<database>`, of the characters that a slot's name may have.

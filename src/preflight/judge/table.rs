@@ -1,7 +1,8 @@
 //! The outbox table: there, in the WAL, and with the columns that are mapped.
 
+use super::partitions;
 use crate::control::ident;
-use crate::preflight::facts::Facts;
+use crate::preflight::facts::{Facts, Table};
 use crate::preflight::{Class, Expectation, Finding};
 
 /// Judges the table alone.
@@ -80,7 +81,49 @@ pub fn judge(facts: &Facts, expected: &Expectation) -> Vec<Finding> {
             ),
         );
     }
+    findings.extend(partitions::judge_key(table, expected));
+    findings.extend(moments(table, expected));
     findings
+}
+
+/// Types of columns that cannot say when something is: without a time zone it may be any of a day's hours.
+fn moments(table: &Table, expected: &Expectation) -> Vec<Finding> {
+    let name = &expected.table;
+    let is_vague = |kind: &str| {
+        matches!(
+            kind,
+            "date" | "interval" | "integer" | "bigint" | "numeric" | "double precision"
+        ) || kind.starts_with("time") && kind != "timestamp with time zone"
+    };
+    table
+        .columns
+        .iter()
+        .filter(|column| expected.moments.contains(&column.name) && is_vague(&column.kind))
+        .map(|column| {
+            let quoted = ident(&column.name);
+            let finding = Finding::fatal(
+                Class::Configuration,
+                format!(
+                    "column {quoted} of {name} is of type {}: a task that has a value there could not be dispatched",
+                    column.kind
+                ),
+            );
+            match column.kind.as_str() {
+                "timestamp without time zone" => finding
+                    .remedy(format!(
+                        "make it a timestamptz, as below (it rewrites the table; put the time zone that its values are \
+                         in for UTC), or map another column in [outbox.columns]; {quoted} = \"\" there if it is no field"
+                    ))
+                    .sql(format!(
+                        "alter table {} alter column {quoted} type timestamptz using {quoted} at time zone 'UTC'",
+                        name.to_sql()
+                    )),
+                _ => finding.remedy(
+                    "map a column of type timestamptz in [outbox.columns], or \"\" if the table has none for it",
+                ),
+            }
+        })
+        .collect()
 }
 
 /// Names, quoted as identifiers.

@@ -1,7 +1,9 @@
 //! A healthy server, and each way of not being one.
 
 use super::*;
-use crate::preflight::facts::{Column, Holding, Membership, Publication, Role, Slot, Table};
+use crate::preflight::facts::{
+    Column, Holding, Membership, PartitionKey, Partitioning, Publication, Role, Slot, Table,
+};
 
 fn expected() -> Expectation {
     Expectation {
@@ -10,8 +12,11 @@ fn expected() -> Expectation {
         table: crate::outbox::TableName::ours(),
         required: vec!["id".to_owned(), "task".to_owned()],
         optional: vec!["key".to_owned()],
+        moments: vec!["key".to_owned()],
         application_name: "aftercommit".to_owned(),
         deletes: true,
+        partitions: false,
+        heals: false,
         role: None,
     }
 }
@@ -20,6 +25,7 @@ fn column(number: i16, name: &str) -> Column {
     Column {
         name: name.to_owned(),
         number,
+        kind: "text".to_owned(),
         generated: false,
     }
 }
@@ -33,6 +39,8 @@ fn healthy() -> Facts {
         encoding: "UTF8".to_owned(),
         max_slot_wal_keep_size: "-1".to_owned(),
         synchronous_standby_names: String::new(),
+        synchronized_standby_slots: Some(String::new()),
+        physical_slots: Vec::new(),
         slot: Some(Slot {
             plugin: Some("pgoutput".to_owned()),
             slot_type: "logical".to_owned(),
@@ -44,6 +52,7 @@ fn healthy() -> Facts {
             invalidation_reason: None,
             conflicting: Some(false),
             confirmed_flush_lsn: Some("0/1000".to_owned()),
+            failover: Some(true),
         }),
         publication: Some(Publication {
             oid: 2,
@@ -67,6 +76,7 @@ fn healthy() -> Facts {
             kind: 'r',
             persistence: 'p',
             silent_partition: None,
+            partition_key: None,
             columns: vec![column(1, "id"), column(2, "task"), column(3, "key")],
         }),
         near_table: None,
@@ -75,6 +85,7 @@ fn healthy() -> Facts {
             role: "it\"s".to_owned(),
             ..Holding::default()
         },
+        partitioning: Partitioning::default(),
     }
 }
 
@@ -105,7 +116,7 @@ fn each_fault_has_one_finding_of_its_class() {
     type Break = fn(&mut Facts);
     let fatal = Severity::Fatal;
     let config = fatal(Class::Configuration);
-    let cases: [(&str, Severity, Break); 26] = [
+    let cases: [(&str, Severity, Break); 28] = [
         ("is Postgres 13", config, |f| f.server_version = 130_012),
         ("in recovery", fatal(Class::Temporary), |f| {
             f.in_recovery = true;
@@ -123,9 +134,13 @@ fn each_fault_has_one_finding_of_its_class() {
         ("SQL_ASCII", Severity::Warning, |f| {
             f.encoding = "SQL_ASCII".to_owned();
         }),
-        ("slot \"aftercommit\" does not", fatal(Class::Lost), |f| {
-            f.slot = None;
-        }),
+        (
+            "slot \"aftercommit\" does not",
+            fatal(Class::SlotLost),
+            |f| {
+                f.slot = None;
+            },
+        ),
         ("a physical one", config, |f| {
             slot(f).slot_type = "physical".to_owned();
         }),
@@ -133,21 +148,29 @@ fn each_fault_has_one_finding_of_its_class() {
             slot(f).plugin = Some("wal2json".to_owned());
         }),
         ("temporary", config, |f| slot(f).temporary = true),
-        ("(rows_removed)", fatal(Class::Lost), |f| {
+        ("(rows_removed)", fatal(Class::SlotLost), |f| {
             slot(f).invalidation_reason = Some("rows_removed".to_owned());
         }),
-        ("(wal_status is lost)", fatal(Class::Lost), |f| {
+        ("(wal_status is lost)", fatal(Class::SlotLost), |f| {
             slot(f).wal_status = Some("lost".to_owned());
         }),
-        ("(conflict", fatal(Class::Lost), |f| {
+        ("(conflict", fatal(Class::SlotLost), |f| {
             slot(f).conflicting = Some(true);
         }),
+        ("is not kept by standbys", Severity::Warning, |f| {
+            slot(f).failover = Some(false);
+        }),
+        (
+            "set synchronized_standby_slots = 'one, two'",
+            Severity::Warning,
+            |f| f.physical_slots = vec!["one".to_owned(), "two".to_owned()],
+        ),
         ("next checkpoint", Severity::Warning, |f| {
             slot(f).wal_status = Some("unreserved".to_owned());
         }),
         (
             "publication \"aftercommit\" does",
-            fatal(Class::Lost),
+            fatal(Class::PublicationLost),
             |f| {
                 f.publication = None;
             },
@@ -238,12 +261,89 @@ fn who_keeps_settled_rows_needs_no_right_to_delete_them() {
 }
 
 #[test]
+fn partitions_need_a_date_and_functions() {
+    let key = |strategy, columns, kind: Option<&str>| {
+        Some(PartitionKey {
+            strategy,
+            columns,
+            kind: kind.map(str::to_owned),
+        })
+    };
+    let expected = Expectation {
+        partitions: true,
+        ..expected()
+    };
+    let partitioned = || {
+        let mut facts = healthy();
+        table(&mut facts).kind = 'p';
+        table(&mut facts).partition_key = key('r', 1, Some("date"));
+        facts
+    };
+    assert_eq!(judge(&partitioned(), &expected), []);
+    for (how, key) in [
+        ("is not partitioned:", None),
+        ("is not partitioned by range", key('l', 1, Some("date"))),
+        ("is not partitioned by range", key('h', 2, None)),
+        ("by more than one column", key('r', 2, Some("date"))),
+        ("by an expression", key('r', 1, None)),
+        ("by a column of type uuid", key('r', 1, Some("uuid"))),
+    ] {
+        let mut facts = partitioned();
+        table(&mut facts).partition_key = key;
+        let findings = judge(&facts, &expected);
+        assert_eq!(findings.len(), 1, "{how}: {findings:?}");
+        assert!(findings[0].what.contains(how), "{how}: {}", findings[0]);
+    }
+    type Break = fn(&mut Partitioning);
+    let cases: [(&str, Break); 3] = [
+        ("lacks the functions that make", |p| p.missing = true),
+        ("grant execute on all functions", |p| p.closed = true),
+        ("outbox_drop owner to \"them\"", |p| {
+            p.foreign_owner = Some("us".to_owned());
+            p.table_owner = Some("them".to_owned());
+        }),
+    ];
+    for (words, break_it) in cases {
+        let mut facts = partitioned();
+        break_it(&mut facts.partitioning);
+        let findings = judge(&facts, &expected);
+        assert_eq!(findings.len(), 1, "{words}");
+        assert!(findings[0].to_string().contains(words), "{}", findings[0]);
+        assert_eq!(judge(&facts, &self::expected()), [], "not asked for");
+    }
+}
+
+#[test]
+fn a_moment_needs_its_time_zone() {
+    for (kind, is_fatal) in [
+        ("timestamp with time zone", false),
+        // A task's time is read as text, and this text may hold one.
+        ("text", false),
+        ("character varying", false),
+        ("timestamp without time zone", true),
+        ("timestamp(3) without time zone", true),
+        ("time with time zone", true),
+        ("date", true),
+        ("bigint", true),
+    ] {
+        let mut facts = healthy();
+        table(&mut facts).columns[2].kind = kind.to_owned();
+        let findings = judge(&facts, &expected());
+        assert_eq!(findings.len(), usize::from(is_fatal), "{kind}");
+        // No other column is asked for it.
+        let mut facts = healthy();
+        table(&mut facts).columns[1].kind = kind.to_owned();
+        assert_eq!(judge(&facts, &expected()), [], "{kind}");
+    }
+}
+
+#[test]
 fn fatal_findings_come_first() {
     let mut facts = healthy();
     facts.encoding = "SQL_ASCII".to_owned();
     facts.slot = None;
     let findings = judge(&facts, &expected());
-    assert_eq!(findings[0].severity, Severity::Fatal(Class::Lost));
+    assert_eq!(findings[0].severity, Severity::Fatal(Class::SlotLost));
     assert_eq!(findings[1].severity, Severity::Warning);
 }
 

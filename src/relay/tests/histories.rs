@@ -94,10 +94,8 @@ impl History {
 
     fn hand_over(&mut self, items: Vec<Item>) -> bool {
         let session = self.session;
-        self.bench
-            .batches
-            .try_send(Batch { session, items })
-            .is_ok()
+        let batch = batch(&self.bench.memory, session, items);
+        self.bench.batches.try_send(batch).is_ok()
     }
 
     fn send(&mut self, frames: usize) {

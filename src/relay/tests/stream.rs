@@ -110,40 +110,61 @@ async fn a_transaction_that_was_cut_and_does_not_come_again_halts() {
         .await;
 }
 
+/// What is in memory already is taken; it is the intake that reads no more.
+#[tokio::test(start_paused = true)]
+async fn gives_the_memory_back_that_is_settled_or_dropped() {
+    let mut bench = start(true, 100);
+    bench.up(session(1));
+    let (_, _, news) = bench.gate().await;
+    let name = format!("a.{}", "x".repeat(6_000));
+    let transaction = |lsn| vec![begin(lsn), task(lsn, 0, &name), commit(lsn)];
+    bench.send(1, transaction(100)).await;
+    assert!(bench.memory.has_room());
+    bench.send(1, transaction(200)).await;
+    bench.settle_down().await;
+    assert!(!bench.memory.has_room());
+    news.send(sees(101)).await.expect("heard");
+    assert_eq!(bench.in_flight().await, ["100/0"]);
+    bench.deliver("100/0").await;
+    assert!(bench.memory.has_room());
+    bench.send(1, transaction(300)).await;
+    bench.settle_down().await;
+    assert!(!bench.memory.has_room());
+    // What waits at the gate is dropped with its session, and so is what comes late of it.
+    bench.line().send_replace(Line::Down);
+    bench.send(1, transaction(400)).await;
+    bench.settle_down().await;
+    assert!(bench.memory.has_room());
+}
+
 #[tokio::test(start_paused = true)]
 async fn takes_nothing_while_the_budget_is_used_up_but_hears_reports() {
-    for by_bytes in [false, true] {
-        let mut bench = start(false, if by_bytes { 1_000 } else { 3 });
-        bench.up(session(1));
-        let name = match by_bytes {
-            true => format!("a.{}", "x".repeat(4_000)),
-            false => "a.x".to_owned(),
-        };
-        for lsn in [100, 200, 300] {
-            bench
-                .send(1, vec![begin(lsn), task(lsn, 0, &name), commit(lsn)])
-                .await;
-        }
-        assert_eq!(bench.in_flight().await.len(), 3);
-        for lsn in [400, 500] {
-            bench
-                .send(1, vec![begin(lsn), task(lsn, 0, &name), commit(lsn)])
-                .await;
-        }
-        assert!(!bench.takes().await);
-        assert!(!bench.offer(1, vec![alive(600)]).await);
-        assert_eq!(bench.in_flight().await.len(), 3);
-        bench.deliver("100/0").await;
-        assert_eq!(bench.confirmed(), 105);
-        assert_eq!(bench.in_flight().await, ["200/0", "300/0", "400/0"]);
-        assert!(!bench.takes().await);
-        bench.signals.send_replace(1);
-        for id in ["200/0", "300/0", "400/0"] {
-            bench.deliver(id).await;
-        }
-        assert_eq!(bench.confirmed(), 405);
-        bench.ends_clean().await;
+    let mut bench = start(false, 3);
+    bench.up(session(1));
+    for lsn in [100, 200, 300] {
+        bench
+            .send(1, vec![begin(lsn), task(lsn, 0, "a.x"), commit(lsn)])
+            .await;
     }
+    assert_eq!(bench.in_flight().await.len(), 3);
+    for lsn in [400, 500] {
+        bench
+            .send(1, vec![begin(lsn), task(lsn, 0, "a.x"), commit(lsn)])
+            .await;
+    }
+    assert!(!bench.takes().await);
+    assert!(!bench.offer(1, vec![alive(600)]).await);
+    assert_eq!(bench.in_flight().await.len(), 3);
+    bench.deliver("100/0").await;
+    assert_eq!(bench.confirmed(), 105);
+    assert_eq!(bench.in_flight().await, ["200/0", "300/0", "400/0"]);
+    assert!(!bench.takes().await);
+    bench.signals.send_replace(1);
+    for id in ["200/0", "300/0", "400/0"] {
+        bench.deliver(id).await;
+    }
+    assert_eq!(bench.confirmed(), 405);
+    bench.ends_clean().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -256,20 +277,11 @@ async fn a_batch_that_overtakes_the_word_of_its_session_is_not_lost() {
     let (mut relay, bench) = build(false, 100);
     let mut bench = bench(tokio::spawn(async { End::Clean }));
     bench.up(session(1));
-    relay.batch(Batch {
-        session: 1,
-        items: transaction(100),
-    });
+    relay.batch(batch(&bench.memory, 1, transaction(100)));
     assert_eq!(bench.in_flight().await, ["100/0"]);
     // What comes late of a session that has ended is dropped: it comes again.
     bench.up(session(2));
-    relay.batch(Batch {
-        session: 2,
-        items: transaction(300),
-    });
-    relay.batch(Batch {
-        session: 1,
-        items: transaction(200),
-    });
+    relay.batch(batch(&bench.memory, 2, transaction(300)));
+    relay.batch(batch(&bench.memory, 1, transaction(200)));
     assert_eq!(bench.in_flight().await, ["100/0", "300/0"]);
 }

@@ -85,11 +85,7 @@ impl Redis {
         }
     }
 
-    async fn push(
-        &mut self,
-        tasks: &[Task],
-        terms: Option<Terms<'_>>,
-    ) -> Result<Vec<Outcome>, Outage> {
+    async fn push(&mut self, tasks: &[Task], terms: Option<Terms>) -> Result<Vec<Outcome>, Outage> {
         let mut link = self.connect().await?;
         self.bindings
             .retain(|_, (asked, _)| asked.elapsed() < BINDINGS_FRESH);
@@ -97,7 +93,7 @@ impl Redis {
         let mut gone: Option<Vec<u64>> = None;
         let mut fenced = false;
         let outcomes = loop {
-            let marked = match terms {
+            let marked = match &terms {
                 Some(terms) => self.open_ledger(&mut link, terms).await?.map(|owner| {
                     let marks: Vec<Mark> = tasks.iter().map(Mark::of).collect();
                     (terms, owner, marks)
@@ -121,7 +117,7 @@ impl Redis {
                 let sent = groups.iter().flat_map(|group| &group.tasks);
                 let sent = sent.filter_map(|index| marks.get(*index));
                 let number = self.memory.sends(sent, terms.turn);
-                let key = ledger::key(&self.lists.prefix, terms.scope);
+                let key = ledger::key(&self.lists.prefix, &terms.scope);
                 Entry::new(key, owner.clone(), number, groups, marks, gone)
             });
             let answer = send(&mut link.connection, groups, entry.as_ref()).await;
@@ -195,16 +191,16 @@ impl Redis {
     async fn open_ledger(
         &mut self,
         link: &mut Link,
-        terms: Terms<'_>,
+        terms: &Terms,
     ) -> Result<Option<String>, Outage> {
-        let is_new = self.memory.enter(terms.scope);
+        let is_new = self.memory.enter(&terms.scope);
         match &link.ledger {
             Ledger::Ours(owner) if !is_new => return Ok(Some(owner.clone())),
             Ledger::Refused => return Ok(None),
             Ledger::Ours(_) | Ledger::Closed => {}
         }
         link.ledger = Ledger::Closed;
-        let key = ledger::key(&self.lists.prefix, terms.scope);
+        let key = ledger::key(&self.lists.prefix, &terms.scope);
         let trouble = |trouble| outage(trouble, &self.address);
         let claim = ledger::claim(&mut link.connection, &key).await;
         let (owner, there) = match claim.map_err(trouble)? {
@@ -347,7 +343,7 @@ impl Redis {
     async fn push_in_time(
         &mut self,
         batch: &[Task],
-        terms: Option<Terms<'_>>,
+        terms: Option<Terms>,
     ) -> Result<Vec<Outcome>, Outage> {
         let limit = self.timeout;
         let delivery = timeout(limit, self.push(batch, terms)).await;
@@ -364,7 +360,7 @@ impl Sink for Redis {
         Box::pin(self.push_in_time(batch, None))
     }
 
-    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms<'a>) -> Delivery<'a> {
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms) -> Delivery<'a> {
         Box::pin(self.push_in_time(batch, Some(terms)))
     }
 

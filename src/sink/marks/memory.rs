@@ -30,7 +30,7 @@ struct Note {
     tasks: usize,
     /// Of the positions in it.
     newest: Lsn,
-    /// When it was reported; `None` for what was found.
+    /// The turn of its batch; `None` for what was found.
     turn: Option<u64>,
 }
 
@@ -111,7 +111,7 @@ impl Memory {
         self.found.binary_search(mark).is_ok()
     }
 
-    /// A batch goes out, to be reported in this turn: the number of its note.
+    /// A batch goes out, in this turn: the number of its note.
     pub fn sends<'m>(&mut self, batch: impl IntoIterator<Item = &'m Mark>, turn: u64) -> u64 {
         debug_assert!(self.under_way.is_none(), "what became of the last one?");
         let (mut newest, mut tasks) = (Lsn::ZERO, 0);

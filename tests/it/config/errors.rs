@@ -407,6 +407,16 @@ error: `postgres.slot`: "After-Commit" is not a name for a slot
 app.toml: 2 errors"#,
         ),
         (
+            "[postgres]\nurl = \"postgres://u@h/d\"\nheal = true\n[outbox]\nretention = \"keep\"\n[sink.stdout.w]\n[[route]]\ntask = \"*\"\nsink = \"w\"",
+            r#"
+error: `postgres.heal` needs `outbox.retention` = "delete", which is another one (line 5)
+ --> app.toml:3:8
+  |
+3 | heal = true
+  |        ^^^^
+  = help: rows that stay in the table are not told from those that were not sent: set retention = "delete", or heal = false"#,
+        ),
+        (
             "[sink.celery]\nbroker_url = \"redis://h\"\n[sink.workers]\nqueue = \"q\"\n[route]\ntask = \"*\"\n[postgres]\nurl = \"$DATABASE_URL\"",
             r#"
 error: a sink of type celery has no name

@@ -154,11 +154,16 @@ impl Daemon {
 
     /// Its peak resident memory so far, in bytes; it must be running.
     pub(crate) fn peak_rss(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("proc(5)");
+        let peak = Daemon::peak_rss_of(self.pid());
+        assert!(peak > 0, "VmHWM of a running process");
+        peak
+    }
+
+    /// The peak resident memory of a process, in bytes; 0 when it is gone.
+    pub(crate) fn peak_rss_of(pid: i32) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kibibytes = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse().ok());
-        kibibytes
-            .map(|kibibytes: u64| kibibytes * 1024)
-            .expect("VmHWM of a running process")
+        kibibytes.map_or(0, |kibibytes: u64| kibibytes * 1024)
     }
 }

@@ -10,6 +10,7 @@
 pub(crate) mod celery;
 pub(crate) mod daemon;
 pub(crate) mod exam;
+pub(crate) mod orders;
 pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;

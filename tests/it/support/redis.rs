@@ -152,6 +152,20 @@ impl Redis {
             .expect("LRANGE")
     }
 
+    /// The lengths of the messages of a list, the oldest first; for messages that are too large to be fetched.
+    pub(crate) async fn lengths(&self, database: u8, list: &str) -> Vec<usize> {
+        const SCRIPT: &str = r#"
+            local lengths = {}
+            for at = redis.call('llen', KEYS[1]) - 1, 0, -1 do
+                table.insert(lengths, string.len(redis.call('lindex', KEYS[1], at)))
+            end
+            return lengths"#;
+        let mut connection = self.connection_to(database).await;
+        let mut script = redis::cmd("EVAL");
+        script.arg(SCRIPT).arg(1).arg(list);
+        script.query_async(&mut connection).await.expect("numbers")
+    }
+
     /// Runs a command, as code that blocks its thread.
     pub(crate) fn run(&self, command: &[&str]) {
         let (name, arguments) = command.split_first().expect("a command");

@@ -72,6 +72,20 @@ impl Hold {
         });
     }
 
+    /// The lane takes so many messages.
+    fn hear(&mut self, count: usize, queue: &mut LaneQueue) {
+        let count = count.min(self.inbox.len());
+        for message in self.inbox.drain(..count) {
+            match message {
+                Message::Tasks(passages) => {
+                    passages.into_iter().for_each(|passage| queue.push(passage));
+                }
+                Message::Written { seq, freed, .. } => queue.written(seq, &freed),
+                Message::Begins { .. } => {}
+            }
+        }
+    }
+
     /// The keeper looks for what is due: of each key all before the first that was tried, or that one alone.
     fn release(&mut self) {
         let mut seen = HashSet::new();
@@ -123,21 +137,12 @@ proptest! {
                     for (number, key) in coming.by_ref().take(size) {
                         hold.inbox.push_back(Message::Tasks(vec![passage(number as u64, key)]));
                     }
-                    let size = size.min(hold.inbox.len());
-                    for message in hold.inbox.drain(..size) {
-                        match message {
-                            Message::Tasks(passages) => {
-                                passages.into_iter().for_each(|passage| queue.push(passage));
-                            }
-                            Message::Written { seq, freed, .. } => queue.written(seq, &freed),
-                            Message::Begins { .. } => {}
-                        }
-                    }
+                    hold.hear(size, &mut queue);
                 }
                 1 => hold.write(size, &queue),
                 2 => hold.release(),
                 // The sink is away for long.
-                7 => queue.spill(&Cause::new("away"), true),
+                7 => queue.spill(now, &Cause::new("away"), true),
                 // A batch.
                 _ => {
                     now += Duration::from_millis(pause);
@@ -145,6 +150,19 @@ proptest! {
                     if kind == 6 {
                         queue.give_back(batch);
                         continue;
+                    }
+                    if kind == 5 {
+                        // The sink does not answer for long.
+                        let keys = batch.iter().filter_map(|passage| passage.task.key());
+                        let in_hand = keys.map(|key| queue.hash_of(key)).collect();
+                        hold.hear(size, &mut queue);
+                        queue.spill_beside(now, &in_hand, &Cause::new("it does not answer"));
+                        hold.reports.extend(queue.take_report());
+                        if pause % 2 == 0 {
+                            hold.write(size, &queue);
+                            hold.release();
+                            hold.hear(size, &mut queue);
+                        }
                     }
                     let mut failed: HashSet<Vec<u8>> = HashSet::new();
                     for (index, passage) in batch.into_iter().enumerate() {

@@ -99,7 +99,7 @@ pub(crate) struct Receipt {
     pub(crate) committed: usize,
     /// Messages, with those that came twice.
     pub(crate) delivered: usize,
-    /// Committed, and not delivered.
+    /// Committed, not delivered, and not held.
     pub(crate) lost: Vec<String>,
     /// Delivered, and never committed; or not as it was committed.
     pub(crate) invented: Vec<String>,
@@ -110,8 +110,12 @@ pub(crate) struct Receipt {
 }
 
 impl Receipt {
-    /// Compares. `deliveries` are in the order in which they came.
-    pub(crate) fn new(written: &[Written], deliveries: &[Delivery]) -> Receipt {
+    /// Compares. `deliveries` are in the order in which they came; `held` are ids of held tasks.
+    pub(crate) fn new(
+        written: &[Written],
+        deliveries: &[Delivery],
+        held: &HashSet<String>,
+    ) -> Receipt {
         let known: HashMap<&str, &Written> =
             written.iter().map(|row| (row.id.as_str(), row)).collect();
         let mut seen: HashSet<&str> = HashSet::new();
@@ -135,7 +139,8 @@ impl Receipt {
                 disorder.push(delivery.id.clone());
             }
         }
-        let lost = written.iter().filter(|row| !seen.contains(row.id.as_str()));
+        let settled = |id: &str| seen.contains(id) || held.contains(id);
+        let lost = written.iter().filter(|row| !settled(&row.id));
         Receipt {
             committed: written.len(),
             delivered: deliveries.len(),
@@ -201,7 +206,7 @@ fn the_checker_finds_each_fault() {
     };
     let check = |order: &[usize]| {
         let deliveries: Vec<Delivery> = order.iter().map(|n| delivery(*n)).collect();
-        let receipt = Receipt::new(&written, &deliveries);
+        let receipt = Receipt::new(&written, &deliveries, &HashSet::new());
         (
             receipt.lost.len(),
             receipt.invented.len(),
@@ -229,11 +234,13 @@ fn the_checker_finds_each_fault() {
         id: "id9".to_owned(),
         ..delivery(3)
     });
-    let receipt = Receipt::new(&written, &deliveries);
+    let receipt = Receipt::new(&written, &deliveries, &HashSet::new());
     assert_eq!(
         receipt.invented,
         ["id1", "id9"],
         "altered, and never committed"
     );
     assert_eq!(receipt.lost, ["id1"]);
+    let held = HashSet::from(["id1".to_owned()]);
+    assert!(Receipt::new(&written, &deliveries, &held).lost.is_empty());
 }

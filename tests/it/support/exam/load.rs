@@ -24,7 +24,7 @@ const INSERT: &str = "
     insert into aftercommit.outbox (id, task, key, kwargs)
     select id::uuid, 'exam.row', key, json_build_object('key', key, 'seq', seq, 'padding', padding) from given";
 
-/// Keys in all; each belongs to one writer, so that its numbers ascend in the order of commits.
+/// Keys of a load; each belongs to one writer, so that its numbers ascend in the order of commits.
 const KEYS: u64 = 1_000;
 
 /// Running writers.
@@ -36,19 +36,28 @@ pub(crate) struct Load {
 /// What writers have done.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Written {
-    /// Rows that were committed.
+    /// Rows that were committed, as far as the writers know.
     pub(crate) committed: u64,
     /// Rows that were rolled back.
     pub(crate) rolled_back: u64,
 }
 
 impl Load {
-    pub(super) fn start(url: String, randoms: Vec<fastrand::Rng>, pause: Duration) -> Load {
+    pub(super) fn start(
+        url: String,
+        part: u64,
+        randoms: Vec<fastrand::Rng>,
+        pause: Duration,
+    ) -> Load {
         let (stop, stopped) = watch::channel(false);
         let mut writers = JoinSet::new();
         let count = randoms.len() as u64;
         for (number, random) in randoms.into_iter().enumerate() {
-            let keys = (number as u64..KEYS).step_by(count as usize).collect();
+            let keys = number as u64..KEYS;
+            let keys = keys
+                .step_by(count as usize)
+                .map(|key| part * KEYS + key)
+                .collect();
             writers.spawn(write(url.clone(), random, keys, pause, stopped.clone()));
         }
         Load { stop, writers }
@@ -66,7 +75,8 @@ impl Load {
     }
 }
 
-/// One writer: transactions of 1 to 50 rows, one in ten rolled back, one in ten with a savepoint rolled back.
+/// One writer. When its connection breaks it opens another: whether its last transaction was committed, the
+/// application's own table tells.
 async fn write(
     url: String,
     mut random: fastrand::Rng,
@@ -74,49 +84,136 @@ async fn write(
     pause: Duration,
     mut stop: watch::Receiver<bool>,
 ) -> Written {
-    let (client, connection) = tokio_postgres::connect(&url, NoTls)
-        .await
-        .expect("a connection");
-    tokio::spawn(connection);
-    let insert = client.prepare(INSERT).await.expect("the outbox");
     let mut written = Written::default();
-    let mut rows = Rows {
-        keys: keys.into_iter().map(|key| (key, 0)).collect(),
-    };
+    let mut rows = Rows::new(keys);
     while !*stop.borrow() {
-        let count = random.u64(1..=50);
-        match random.u8(0..10) {
-            0 => {
-                let mut discarded = rows.clone();
-                command(&client, "begin").await;
-                discarded.insert(&client, &insert, &mut random, count).await;
-                command(&client, "rollback").await;
-                written.rolled_back += count;
+        if let Ok(mut writer) = Writer::connect(&url, rows.clone(), random.fork()).await {
+            while !*stop.borrow() {
+                match writer.transact().await {
+                    Ok(more) => {
+                        written.committed += more.committed;
+                        written.rolled_back += more.rolled_back;
+                    }
+                    Err(error) => {
+                        // Class 57 is a server that goes down.
+                        let code = error.code().map_or("57", |code| code.code());
+                        assert!(code.starts_with("57"), "a writer is refused: {error:?}");
+                        break;
+                    }
+                }
+                let pause = pause.mul_f64(random.f64());
+                let _ = tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await;
             }
-            1 => {
-                command(&client, "begin").await;
-                rows.insert(&client, &insert, &mut random, count).await;
-                command(&client, "savepoint half").await;
-                let mut discarded = rows.clone();
-                discarded.insert(&client, &insert, &mut random, count).await;
-                command(&client, "rollback to half").await;
-                command(&client, "commit").await;
-                written.committed += count;
-                written.rolled_back += count;
-            }
-            _ => {
-                rows.insert(&client, &insert, &mut random, count).await;
-                written.committed += count;
-            }
+            rows = writer.rows;
         }
-        let pause = pause.mul_f64(random.f64());
-        let _ = tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await;
+        let again = Duration::from_millis(20);
+        let _ = tokio::time::timeout(again, stop.wait_for(|stop| *stop)).await;
     }
     written
 }
 
-async fn command(client: &Client, sql: &str) {
-    client.batch_execute(sql).await.expect(sql);
+/// A connection that inserts rows which the checker knows of.
+pub(crate) struct Writer {
+    /// For what else is to happen in a transaction.
+    pub(crate) client: Client,
+    insert: Statement,
+    rows: Rows,
+    random: fastrand::Rng,
+}
+
+impl Writer {
+    /// With a thousand keys that no other part has.
+    pub(super) async fn new(url: &str, part: u64, random: fastrand::Rng) -> Writer {
+        let rows = Rows::new((part * KEYS..(part + 1) * KEYS).collect());
+        let writer = Writer::connect(url, rows, random).await;
+        writer.expect("a connection")
+    }
+
+    async fn connect(
+        url: &str,
+        rows: Rows,
+        random: fastrand::Rng,
+    ) -> Result<Writer, tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+        tokio::spawn(connection);
+        let insert = client.prepare(INSERT).await?;
+        Ok(Writer {
+            client,
+            insert,
+            rows,
+            random,
+        })
+    }
+
+    /// The name of one of its keys.
+    pub(crate) fn key(&self, index: usize) -> String {
+        key_name(self.rows.keys[index].0)
+    }
+
+    /// The last number of one of its keys.
+    pub(crate) fn last(&self, index: usize) -> i64 {
+        self.rows.keys[index].1
+    }
+
+    /// Inserts one row of one key.
+    pub(crate) async fn insert_one(&mut self, index: usize) -> Result<(), tokio_postgres::Error> {
+        let mut one = Rows {
+            keys: vec![self.rows.keys[index]],
+        };
+        insert(&mut one, &self.client, &self.insert, &mut self.random, 1).await?;
+        self.rows.keys[index] = one.keys[0];
+        Ok(())
+    }
+
+    /// Inserts so many rows, which count when the transaction is committed.
+    pub(crate) async fn insert(&mut self, count: usize) -> Result<(), tokio_postgres::Error> {
+        const AT_ONCE: usize = 1_000;
+        for done in (0..count).step_by(AT_ONCE) {
+            let count = AT_ONCE.min(count - done);
+            insert(
+                &mut self.rows,
+                &self.client,
+                &self.insert,
+                &mut self.random,
+                count,
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// One transaction of 1 to 50 rows: one in ten is rolled back, one in ten has a savepoint that is rolled back.
+    async fn transact(&mut self) -> Result<Written, tokio_postgres::Error> {
+        let count = self.random.usize(1..=50);
+        let (mut committed, mut rolled_back) = (count, 0);
+        match self.random.u8(0..10) {
+            0 => {
+                let before = self.rows.clone();
+                self.client.batch_execute("begin").await?;
+                self.insert(count).await?;
+                self.client.batch_execute("rollback").await?;
+                self.rows = before;
+                (committed, rolled_back) = (0, count);
+            }
+            1 => {
+                self.client.batch_execute("begin").await?;
+                self.insert(count).await?;
+                self.client.batch_execute("savepoint half").await?;
+                let before = self.rows.clone();
+                self.insert(count).await?;
+                self.client
+                    .batch_execute("rollback to half; commit")
+                    .await?;
+                self.rows = before;
+                rolled_back = count;
+            }
+            _ => self.insert(count).await?,
+        }
+        Ok(Written {
+            committed: committed as u64,
+            rolled_back: rolled_back as u64,
+        })
+    }
 }
 
 /// A writer's keys, with the last number of each.
@@ -126,34 +223,44 @@ struct Rows {
 }
 
 impl Rows {
-    async fn insert(
-        &mut self,
-        client: &Client,
-        insert: &Statement,
-        random: &mut fastrand::Rng,
-        count: u64,
-    ) {
-        let (mut ids, mut keys, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut hashes, mut paddings) = (Vec::new(), Vec::new());
-        for _ in 0..count {
-            let index = random.usize(..self.keys.len());
-            let (number, seq) = &mut self.keys[index];
-            *seq += 1;
-            let id = uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes());
-            let id = id.into_uuid().to_string();
-            let key = format!("key-{number}");
-            let length = random.usize(..200);
-            let padding = format!("{CANARY_PAYLOAD} {}", "x".repeat(length));
-            hashes.push(hash(&id, &key, *seq, &padding));
-            seqs.push(*seq);
-            ids.push(id);
-            keys.push(key);
-            paddings.push(padding);
+    fn new(keys: Vec<u64>) -> Rows {
+        Rows {
+            keys: keys.into_iter().map(|key| (key, 0)).collect(),
         }
-        let inserted = client
-            .execute(insert, &[&ids, &keys, &seqs, &hashes, &paddings])
-            .await
-            .expect("rows");
-        assert_eq!(inserted, count);
     }
+}
+
+fn key_name(number: u64) -> String {
+    format!("key-{number}")
+}
+
+async fn insert(
+    rows: &mut Rows,
+    client: &Client,
+    insert: &Statement,
+    random: &mut fastrand::Rng,
+    count: usize,
+) -> Result<(), tokio_postgres::Error> {
+    let (mut ids, mut keys, mut seqs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut hashes, mut paddings) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let index = random.usize(..rows.keys.len());
+        let (number, seq) = &mut rows.keys[index];
+        *seq += 1;
+        let id = uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes());
+        let id = id.into_uuid().to_string();
+        let key = key_name(*number);
+        let length = random.usize(..200);
+        let padding = format!("{CANARY_PAYLOAD} {}", "x".repeat(length));
+        hashes.push(hash(&id, &key, *seq, &padding));
+        seqs.push(*seq);
+        ids.push(id);
+        keys.push(key);
+        paddings.push(padding);
+    }
+    let inserted = client
+        .execute(insert, &[&ids, &keys, &seqs, &hashes, &paddings])
+        .await?;
+    assert_eq!(inserted, count as u64);
+    Ok(())
 }

@@ -1,17 +1,21 @@
 //! The reliability exam: writers that commit and roll back at random, the list that the daemon fills, and a checker that
 //! compares the two.
 //!
-//! What is random comes from one seed, which every run prints; `AFTERCOMMIT_TEST_SEED` repeats it.
+//! What is random comes from one seed, which every run prints; `EXAM_SEED` repeats it.
 
 pub(crate) mod ledger;
 pub(crate) mod load;
+pub(crate) mod unbound;
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::AsyncCommands;
 
 use self::ledger::{Delivery, Receipt, Written};
-use self::load::Load;
+use self::load::{Load, Writer};
 use super::daemon::{Daemon, init};
 use super::postgres::{self, Postgres, SUPERUSER};
 use super::redis::{self as broker, Redis};
@@ -29,11 +33,23 @@ pub(crate) const IN_FLIGHT: usize = 512;
 /// How long the daemon may take to deliver all that was committed. Long: these tests share the machine.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// The seed of everything that is random in this process.
+pub(crate) fn seed() -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| {
+        std::env::var("EXAM_SEED")
+            .map(|seed| seed.parse().expect("EXAM_SEED is a number"))
+            .unwrap_or_else(|_| fastrand::u64(..))
+    });
+    *SEED
+}
+
 /// Private servers, set up by `init`, and what was delivered so far.
 pub(crate) struct Exam {
     pub(crate) postgres: Postgres,
     pub(crate) redis: Redis,
     seed: u64,
+    /// How many loads have been started: each has keys of its own.
+    loads: AtomicU64,
     deliveries: Vec<Delivery>,
 }
 
@@ -45,17 +61,21 @@ impl Exam {
 
     /// As [`start`](Exam::start), with a Redis of another kind.
     pub(crate) fn start_with(redis: broker::Options) -> Exam {
-        let seed = std::env::var("AFTERCOMMIT_TEST_SEED")
-            .map(|seed| seed.parse().expect("AFTERCOMMIT_TEST_SEED is a number"))
-            .unwrap_or_else(|_| fastrand::u64(..));
-        eprintln!("AFTERCOMMIT_TEST_SEED={seed}");
+        Exam::start_on(postgres::Options::default(), redis)
+    }
+
+    /// As [`start_with`](Exam::start_with), with a Postgres of another kind.
+    pub(crate) fn start_on(postgres: postgres::Options, redis: broker::Options) -> Exam {
+        let seed = seed();
+        eprintln!("EXAM_SEED={seed}");
         let exam = Exam {
-            postgres: Postgres::start(postgres::Options::default()),
+            postgres: Postgres::start(postgres),
             redis: Redis::start_with(broker::Options {
                 password: Some(CANARY_SECRET),
                 ..redis
             }),
             seed,
+            loads: AtomicU64::new(0),
             deliveries: Vec::new(),
         };
         init(&exam.config());
@@ -103,13 +123,29 @@ retry = {{ backoff = "50ms..500ms" }}
 
     /// URL of the database; the server trusts everyone, and the password is for the log not to show.
     pub(crate) fn postgres_url(&self) -> String {
-        self.postgres.url(&format!("{SUPERUSER}:{CANARY_SECRET}"))
+        self.postgres_url_through(self.postgres.port())
+    }
+
+    /// As [`postgres_url`](Exam::postgres_url), by way of another port: a proxy's.
+    pub(crate) fn postgres_url_through(&self, port: u16) -> String {
+        let user = format!("{SUPERUSER}:{CANARY_SECRET}");
+        self.postgres.url_through(port, &user)
     }
 
     /// Starts writers on `connections` connections, each with a random pause of up to `pause` between transactions.
     pub(crate) fn load(&self, connections: u64, pause: Duration) -> Load {
-        let randoms = (0..connections).map(|part| self.random(1 + part)).collect();
-        Load::start(self.postgres.url(SUPERUSER), randoms, pause)
+        let number = self.loads.fetch_add(1, Ordering::Relaxed);
+        let random = |part| self.random(1 + part + 100 * number);
+        let randoms = (0..connections).map(random).collect();
+        Load::start(self.postgres.url(SUPERUSER), number, randoms, pause)
+    }
+
+    /// A connection for transactions of the test's own making, with rows that the checker knows of. `part` tells their
+    /// keys apart from those of others.
+    pub(crate) async fn writer(&self, part: u64) -> Writer {
+        let part = part + 1_000_000; // beyond all loads
+        let random = self.random(part);
+        Writer::new(&self.postgres.url(SUPERUSER), part, random).await
     }
 
     /// Commits one transaction of so many rows, outside of the checker's view: for what is counted only.
@@ -214,13 +250,22 @@ retry = {{ backoff = "50ms..500ms" }}
             .collect()
     }
 
+    /// Ids of the tasks in the hold table: not delivered, and not lost.
+    pub(crate) async fn held(&self) -> HashSet<String> {
+        let client = self.postgres.client().await;
+        let rows = client.query("select id from aftercommit.hold", &[]).await;
+        let rows = rows.expect("the hold table");
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
     /// Waits until all that was committed is delivered (the writers must have stopped), and compares.
     pub(crate) async fn receipt(&mut self) -> Receipt {
         let written = self.written().await;
         self.wait_for_pushed(written.len()).await;
         let deadline = std::time::Instant::now() + PATIENCE;
         loop {
-            let receipt = Receipt::new(&written, self.deliveries().await);
+            let held = self.held().await;
+            let receipt = Receipt::new(&written, self.deliveries().await, &held);
             if receipt.lost.is_empty() || std::time::Instant::now() > deadline {
                 return receipt;
             }
@@ -239,8 +284,17 @@ retry = {{ backoff = "50ms..500ms" }}
 
     /// What the slot has confirmed.
     pub(crate) fn confirmed(&self) -> u64 {
-        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots";
+        let sql = "select confirmed_flush_lsn - '0/0' from pg_replication_slots where slot_type = 'logical'";
         self.postgres.psql(sql).parse().expect("a position")
+    }
+
+    /// Waits until nobody reads, or makes, the slot.
+    pub(crate) async fn wait_until_idle(&self) {
+        let busy = "select count(*) from pg_replication_slots where active";
+        eventually(PATIENCE, "the end of the walsender", || async {
+            (self.postgres.psql(busy) == "0").then_some(())
+        })
+        .await;
     }
 
     /// Waits until the server knows that the slot's reader is gone, and returns what is confirmed.
@@ -273,13 +327,18 @@ pub(crate) fn says(record: &serde_json::Value, words: &str) -> bool {
     text("message").contains(words) || text("cause").contains(words)
 }
 
+/// The lines of a daemon's log that hold a payload, a secret or a panic.
+pub(crate) fn indiscretions(daemon: &Daemon) -> Vec<String> {
+    let words = [CANARY_PAYLOAD, CANARY_SECRET, "panicked"];
+    let log = daemon.log();
+    let lines = log
+        .lines()
+        .filter(|line| words.iter().any(|word| line.contains(word)));
+    lines.map(str::to_owned).collect()
+}
+
 /// What a daemon has said holds neither a payload nor a secret, and no panic.
 pub(crate) fn assert_discreet(daemon: &Daemon) {
-    let log = daemon.log();
-    for word in [CANARY_PAYLOAD, CANARY_SECRET, "panicked"] {
-        if let Some(line) = log.lines().find(|line| line.contains(word)) {
-            panic!("{word} in the log: {line}");
-        }
-    }
+    assert_eq!(indiscretions(daemon), [""; 0]);
     assert_eq!(daemon.stdout(), [""; 0]);
 }

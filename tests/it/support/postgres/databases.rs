@@ -10,6 +10,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::programs::give_to_server;
 use super::{Postgres, SUPERUSER};
+use crate::support::wait::{PATIENCE, until};
 
 impl Postgres {
     /// URL of any database for a user.
@@ -54,6 +55,34 @@ impl Postgres {
         input.write_all(script.as_bytes()).expect("psql reads");
         drop(input);
         assert!(psql.wait().expect("psql ends").success());
+    }
+
+    /// Sets up this server's standby so that it keeps a copy of the slot (from Postgres 17 on), and waits until it has one.
+    pub(crate) fn keep_slots_on(&self, standby: &Postgres) {
+        self.psql(
+            "select pg_create_physical_replication_slot('standby')
+             where not exists (select from pg_replication_slots where slot_name = 'standby')",
+        );
+        self.psql("alter system set synchronized_standby_slots = 'standby'");
+        self.psql("select pg_reload_conf()");
+        let conninfo = format!(
+            "host=127.0.0.1 port={} user={SUPERUSER} application_name=standby dbname=app",
+            self.port()
+        );
+        for setting in [
+            "primary_slot_name = 'standby'".to_owned(),
+            "sync_replication_slots = on".to_owned(),
+            format!("primary_conninfo = '{conninfo}'"),
+        ] {
+            standby.psql(&format!("alter system set {setting}"));
+        }
+        standby.psql("select pg_reload_conf()");
+        until(PATIENCE, "a copy of the slot", || {
+            // A slot is copied once its position lies in the standby's WAL: there has to be some.
+            self.psql("select pg_log_standby_snapshot()");
+            let ready = "select synced and not temporary and invalidation_reason is null from pg_replication_slots";
+            (standby.psql(ready) == "t").then_some(())
+        });
     }
 
     /// Writes a file into the data directory, for the server's eyes only.

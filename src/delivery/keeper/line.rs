@@ -1,0 +1,89 @@
+//! The keeper's connection, and the session on whose behalf it writes and looks.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::Client;
+use tracing::warn;
+
+use super::{Gone, Running};
+use crate::intake::{Line, Session};
+use crate::replication::{Error, connect_sql};
+use crate::units::BackoffRange;
+
+/// Pauses between attempts while the server is away, or refuses.
+pub(super) const RETRY: BackoffRange = BackoffRange {
+    min: Duration::from_millis(100),
+    max: Duration::from_secs(5),
+};
+/// How long to leave the slot alone that another process seems to read.
+const LOST_SLOT: Duration = Duration::from_millis(200);
+/// The application name of the keeper's connection.
+const NAME: &str = "aftercommit keeper";
+
+impl Running {
+    /// The session that streams; waits until there is one.
+    pub(super) async fn up(&mut self) -> Result<Session, Gone> {
+        loop {
+            self.line();
+            if let Some(session) = self.session {
+                return Ok(session);
+            }
+            tokio::select! {
+                changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+                () = self.keeper.news.closed() => return Err(Gone),
+            }
+        }
+    }
+
+    /// Our session has lost the slot and will hear of it: until then nothing is for us to do.
+    pub(super) async fn not_ours(&mut self) -> Result<(), Gone> {
+        tokio::select! {
+            changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+            () = tokio::time::sleep(LOST_SLOT) => {}
+            () = self.keeper.news.closed() => return Err(Gone),
+        }
+        self.line();
+        Ok(())
+    }
+
+    /// Something failed: the connection is given up; pauses.
+    pub(super) async fn failed(&mut self, error: &str, words: &'static str) -> Result<(), Gone> {
+        self.client = None;
+        let pause = self.trouble.next(fastrand::f64());
+        warn!(error, attempt = self.trouble.attempts(), "{words}");
+        tokio::select! {
+            () = tokio::time::sleep(pause) => Ok(()),
+            () = self.keeper.news.closed() => Err(Gone),
+        }
+    }
+
+    /// The connection, opened if need be.
+    pub(super) async fn client(&mut self) -> Result<&mut Client, Error> {
+        if self.client.as_ref().is_some_and(Client::is_closed) {
+            self.client = None;
+        }
+        match &mut self.client {
+            Some(client) => Ok(client),
+            empty @ None => {
+                let client = connect_sql(&self.keeper.target, NAME).await?;
+                // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them.
+                client
+                    .batch_execute(
+                        "select set_config('synchronous_commit', 'local', false) \
+                         where current_setting('synchronous_commit') = 'off'",
+                    )
+                    .await
+                    .map_err(|error| Error::sql("the keeper's session", error))?;
+                Ok(empty.insert(client))
+            }
+        }
+    }
+}
+
+/// Waits until the session has ended: what is asked on its behalf is of no use then, and its connection may be as dead.
+pub(super) async fn ended(mut line: watch::Receiver<Line>, session: Session) {
+    let is_up = |line: &Line| matches!(line, Line::Up(up) if *up == session);
+    // Where nobody is left to say so, it has ended too.
+    let _ = line.wait_for(|line| !is_up(line)).await;
+}

@@ -1,0 +1,238 @@
+//! Rows 8, 10, 11 and 13: what happens to the broker.
+
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands as _;
+use redis::aio::MultiplexedConnection;
+
+use super::sheet::{Sheet, sit};
+use super::trial::{Trial, edited};
+use super::{BROKER_BACK, Outlet, by_profile, is_full};
+use crate::support::exam::{IN_FLIGHT, LIST, says};
+use crate::support::proxy::{Fault, Proxy, Way};
+use crate::support::redis::Redis;
+use crate::support::wait::{PATIENCE, eventually};
+
+/// From commit to delivery at another sink, however one sink fares.
+const OTHERS: Duration = Duration::from_secs(1);
+/// How far the slot may fall behind while a broker is away, in bytes: it does not grow with the outage.
+const LAG_WHILE_DOWN: u64 = 64 << 20;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_08() {
+    sit("8", "the broker hangs for 90 s, load goes on", hangs).await;
+}
+
+async fn hangs(sheet: Sheet) {
+    let length = by_profile(Duration::from_secs(12), Duration::from_secs(90));
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let other = Redis::start();
+    let other_sink = format!(
+        "[sink.celery.other]\nbroker_url = \"{}\"\n\n[[route]]\ntask = \"other.*\"\nsink = \"other\"\n\n[[route]]\ntask = \"*\"",
+        other.url(0)
+    );
+    let config = edited(&trial.config(), "[[route]]\ntask = \"*\"", &other_sink);
+    let life = trial.start(&config);
+    let load = trial.load();
+    trial.wait_for(100).await;
+    let walsender = || {
+        let sql = "select active_pid from pg_replication_slots";
+        trial.exam.postgres.psql(sql)
+    };
+    let reader = walsender();
+    let mut others = Others::to(&other, &trial).await;
+    let quiet = others.slowest(Duration::from_secs(2)).await;
+
+    trial.exam.redis.stop();
+    let down = life.peer_down();
+    let beside = others.slowest(length).await;
+    sheet.time("another sink's slowest", beside, OTHERS);
+    sheet.note(format!("{:.0} ms before", quiet.as_secs_f64() * 1_000.0));
+    if is_full() {
+        life.peer_up(&down);
+    }
+    let lost = usize::from(walsender() != reader);
+    sheet.count("sessions lost", lost, 0);
+    sheet.wal("lag while it hangs", trial.lag(), LAG_WHILE_DOWN);
+    trial.exam.redis.cont();
+    trial.recovery(Instant::now(), BROKER_BACK).await;
+    load.stop().await;
+    // What was sent to it meanwhile it applies now.
+    let records = life.records();
+    let sent = records
+        .iter()
+        .filter(|record| says(record, "has not answered"));
+    let duplicates = Outlet::Redis.duplicates((1 + sent.count()) * IN_FLIGHT);
+    trial.conclude(life, duplicates).await;
+}
+
+/// Tasks for another sink, one after the other.
+struct Others {
+    client: tokio_postgres::Client,
+    broker: MultiplexedConnection,
+    sent: usize,
+}
+
+impl Others {
+    async fn to(broker: &Redis, trial: &Trial) -> Others {
+        Others {
+            client: trial.exam.postgres.client().await,
+            broker: broker.connection().await,
+            sent: 0,
+        }
+    }
+
+    /// Sends tasks for so long; from the commit to the delivery of the slowest.
+    async fn slowest(&mut self, time: Duration) -> Duration {
+        let (end, mut slowest) = (Instant::now() + time, Duration::ZERO);
+        while Instant::now() < end {
+            let insert = "insert into aftercommit.outbox (task) values ('other.task')";
+            self.client.batch_execute(insert).await.expect("a row");
+            let committed = Instant::now();
+            self.sent += 1;
+            loop {
+                let come: usize = self.broker.llen(LIST).await.expect("LLEN");
+                if come >= self.sent {
+                    break;
+                }
+                assert!(
+                    committed.elapsed() < PATIENCE,
+                    "another sink's task is stuck"
+                );
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            slowest = slowest.max(committed.elapsed());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        slowest
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_11() {
+    sit("11", "the broker is away while 120,000 rows arrive", away).await;
+}
+
+async fn away(sheet: Sheet) {
+    const AT_ONCE: usize = 100;
+    let rows: usize = by_profile(8_000, 120_000);
+    // A debug build beside other tests does less.
+    let least: usize = by_profile(500, 5_000);
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let proxy = Proxy::start(trial.exam.redis.port());
+    let redis = trial.exam.redis.url_through(proxy.port(), 0);
+    let config = trial.config_through(&trial.exam.postgres_url(), &redis);
+    let limit = format!("in_flight = {IN_FLIGHT}");
+    let limits = format!("slot_lag = \"{}MiB\"", LAG_WHILE_DOWN >> 20);
+    let config = edited(&config, &limit, &limits);
+    let life = trial.start(&config);
+    let mut writer = trial.exam.writer(1).await;
+    writer.insert(1).await.expect("a row");
+    trial.wait_for(1).await;
+
+    proxy.refuse();
+    let mut lag = 0;
+    for _ in 0..rows / AT_ONCE {
+        writer.insert(AT_ONCE).await.expect("rows");
+        if fastrand::u8(..20) == 0 {
+            lag = lag.max(trial.lag());
+        }
+    }
+    let arrived = Instant::now();
+    eventually(2 * PATIENCE, "all rows to be held", || async {
+        (trial.exam.held().await.len() >= rows).then_some(())
+    })
+    .await;
+    sheet.wal("lag while away", lag.max(trial.lag()), LAG_WHILE_DOWN);
+    sheet.note(format!(
+        "all held {:.1} s after the last row",
+        arrived.elapsed().as_secs_f64()
+    ));
+    // Nothing arrives any more, and nothing goes.
+    let down = life.peer_down();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    life.peer_up(&down);
+
+    proxy.pass();
+    let back = Instant::now();
+    let load = trial.exam.load(1, Duration::from_millis(200));
+    trial.recovery(back, BROKER_BACK).await;
+    let first = Instant::now();
+    let from = trial.exam.pushed().await;
+    trial.exam.wait_for_pushed(rows).await;
+    let rate = (rows - from) as f64 / first.elapsed().as_secs_f64();
+    sheet.at_least("drained a second", rate as usize, least);
+    load.stop().await;
+    trial.conclude(life, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_10() {
+    sit("10", "kill -9 of a durable broker", kills).await;
+}
+
+async fn kills(sheet: Sheet) {
+    let rounds = by_profile(4, 50);
+    let mut trial = Trial::durable(&sheet);
+    let mut random = trial.exam.random(0);
+    let config = trial.config();
+    let life = trial.start(&config);
+    let load = trial.load();
+    for round in 0..rounds {
+        let before = trial.different().await;
+        trial.wait_for(before + 1).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(..200))).await;
+        trial.exam.redis.kill9();
+        if round == 0 {
+            let down = life.peer_down();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            life.peer_up(&down);
+        }
+        trial.exam.redis.restart();
+        trial.recovery(Instant::now(), BROKER_BACK).await;
+    }
+    load.stop().await;
+    sheet.at_least("kills", rounds, rounds);
+    let duplicates = Outlet::Redis.duplicates(rounds * IN_FLIGHT);
+    trial.conclude(life, duplicates).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_13() {
+    sit("13", "the broker applies, its answer is lost", lost_answers).await;
+}
+
+async fn lost_answers(sheet: Sheet) {
+    let rounds = by_profile(3, 40);
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let proxy = Proxy::start(trial.exam.redis.port());
+    let redis = trial.exam.redis.url_through(proxy.port(), 0);
+    let config = trial.config_through(&trial.exam.postgres_url(), &redis);
+    let life = trial.start(&config);
+    let load = trial.load();
+    // Of tasks that were applied without an answer; some of them were answered just before.
+    let mut unanswered = 0;
+    for _ in 0..rounds {
+        // About nine batches are answered.
+        let before = trial.different().await;
+        trial.wait_for(before + 250).await;
+        // The answer to what was applied just before may be on its way.
+        let before = trial.at(Instant::now() - Duration::from_millis(200));
+        proxy.set(Way::Down, Fault::BlackHole);
+        // The lane waits for an answer that will not come, and what is committed meanwhile waits behind it.
+        eventually(PATIENCE, "tasks that wait", || async {
+            let written = trial.exam.written().await.len();
+            (written > trial.exam.pushed().await + 100).then_some(())
+        })
+        .await;
+        proxy.reset();
+        unanswered += trial.deliveries().await.len() - before;
+        proxy.pass();
+        trial.recovery(Instant::now(), BROKER_BACK).await;
+    }
+    load.stop().await;
+    sheet.at_least("applied around a lost answer", unanswered, rounds);
+    trial
+        .conclude(life, Outlet::Redis.duplicates(unanswered))
+        .await;
+}

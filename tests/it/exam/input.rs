@@ -1,0 +1,294 @@
+//! Rows 21, 22 and 23: what the application writes: very much at once, very large, and poison.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use super::sheet::{Sheet, sit};
+use super::trial::{Trial, edited};
+use super::{Outlet, by_profile};
+use crate::support::exam::{CANARY_PAYLOAD, IN_FLIGHT};
+use crate::support::wait::{PATIENCE, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_21() {
+    sit(
+        "21",
+        "one transaction of a million rows, with kills in it",
+        one_transaction,
+    )
+    .await;
+}
+
+async fn one_transaction(sheet: Sheet) {
+    let (rows, kills) = by_profile((60_000, 2), (1_000_000, 4));
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    // As many as most will have in flight.
+    let in_flight = 4096;
+    let config = edited(&trial.config(), &format!("in_flight = {IN_FLIGHT}"), "");
+    let mut writer = trial.exam.writer(1).await;
+    writer.client.batch_execute("begin").await.expect("begin");
+    writer.insert(rows).await.expect("rows");
+    writer.client.batch_execute("commit").await.expect("commit");
+    // Nothing of it is confirmed before its end: it all comes again, where the outlet does not know what it has.
+    let mut pushed = 0;
+    for kill in 1..=kills {
+        let mut life = trial.start(&config);
+        let part = (rows * kill / (kills + 1)).min(rows - in_flight);
+        let from = Outlet::Redis.duplicates(pushed);
+        trial.exam.wait_for_pushed(from + part).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        life.kill9();
+        pushed = trial.exam.pushed().await;
+    }
+    let life = trial.start(&config);
+    sheet.at_least("kills", kills, kills);
+    trial.conclude(life, Outlet::Redis.duplicates(pushed)).await;
+}
+
+/// The second sink, and the routes: what the checker knows of goes where it always goes, the rest goes there.
+fn with_other(trial: &Trial) -> String {
+    let other = format!(
+        "[sink.celery.other]\nbroker_url = \"{}\"\n\n[[route]]\ntask = \"exam.row\"",
+        trial.exam.redis.url(1)
+    );
+    let config = edited(&trial.config(), "[[route]]\ntask = \"*\"", &other);
+    format!("{config}\n[[route]]\ntask = \"*\"\nsink = \"other\"\n")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_22() {
+    sit(
+        "22",
+        "a row of 100 MB; a row over the sink's limit",
+        large_rows,
+    )
+    .await;
+}
+
+async fn large_rows(sheet: Sheet) {
+    /// `[limits] memory`, by default.
+    const BUDGET: u64 = 64 << 20;
+    /// What Redis takes, as a message: base64 makes it longer by a third.
+    const OVER: u64 = 420_000_000;
+    let row: u64 = by_profile(20_000_000, 100_000_000);
+    let over = by_profile(None, Some(OVER));
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    trial.allow_memory(BUDGET + 3 * over.unwrap_or(row));
+    trial
+        .exam
+        .postgres
+        .psql("alter table aftercommit.outbox drop constraint row_is_at_most_256_mib");
+    let config = edited(
+        &with_other(&trial),
+        "sink = \"other\"\n",
+        "sink = \"other\"\nretry = { backoff = \"50ms..500ms\" }\n",
+    );
+    let life = trial.start(&config);
+    let mut writer = trial.exam.writer(1).await;
+    let large = |name: &str, size: u64| {
+        trial.exam.postgres.psql(&format!(
+            "insert into aftercommit.outbox (task, args) values ('{name}', json_build_array(repeat('x', {size})))"
+        ));
+    };
+    writer.insert(100).await.expect("rows");
+    large("exam.large", row);
+    writer.insert(100).await.expect("rows");
+    if let Some(over) = over {
+        let started = Instant::now();
+        large("exam.over", over);
+        writer.insert(100).await.expect("rows");
+        let dead =
+            "select last_error from aftercommit.hold where task = 'exam.over' and state = 'dead'";
+        let reason = eventually(
+            2 * PATIENCE,
+            "the row over the limit to be dead",
+            || async {
+                let reason = trial.exam.postgres.psql(dead);
+                (!reason.is_empty()).then_some(reason)
+            },
+        )
+        .await;
+        let told = reason.contains("512 MiB");
+        sheet.count("dead without the reason", usize::from(!told), 0);
+        sheet.note(format!(
+            "dead after {:.1} s: {reason}",
+            started.elapsed().as_secs_f64()
+        ));
+    }
+    // Neighbours flow: all of them have come.
+    trial.wait_for(if over.is_some() { 300 } else { 200 }).await;
+    let arrived = eventually(PATIENCE, "the large row", || async {
+        let arrived = trial.exam.redis.lengths(1, "celery").await;
+        (!arrived.is_empty()).then_some(arrived)
+    })
+    .await;
+    sheet.count("messages of large rows", arrived.len(), 1);
+    sheet.at_least("bytes of the large row", arrived[0], row as usize);
+    trial.conclude(life, 0).await;
+}
+
+/// Columns and values of rows that no application should write, and some do.
+const POISON: &[(&str, &str)] = &[
+    ("args", r#"'{"a": 1}'"#),
+    ("args", r#"'"text"'"#),
+    ("args", "'not json'"),
+    ("args", "''"),
+    ("kwargs", "'[1]'"),
+    ("kwargs", "'null'"),
+    ("kwargs", r#"'{"a": "\u0000"}'"#),
+    ("kwargs", r#"'{"a": "\ud800"}'"#),
+    ("kwargs", r#"'{"a": 1e999999}'"#),
+    ("kwargs", r#"'{"a": NaN}'"#),
+    ("kwargs", r#"'{"a": 1, "a": 2}'"#),
+    ("kwargs", r#"'{"a": 1} {"b": 2}'"#),
+    ("kwargs", r#"'{"a": "' || repeat('x', 65536) || '"}'"#),
+    (
+        "kwargs",
+        r#"'{"a": ' || repeat('[', 10000) || repeat(']', 10000) || '}'"#,
+    ),
+    ("args", "repeat('[', 10000) || repeat(']', 10000)"),
+    ("args", "repeat('[', 1000000)"),
+    ("headers", r#"'{"x": "a\r\nInjected: yes"}'"#),
+    ("headers", r#"'{"a\r\nInjected": "yes"}'"#),
+    ("headers", r#"'{"x": "' || repeat('y', 65536) || '"}'"#),
+    ("headers", r#"'{"x": {"y": 1}}'"#),
+    (
+        "headers",
+        r#"'{"id": "00000000-0000-0000-0000-000000000000", "task": "other", "retries": "x"}'"#,
+    ),
+    ("headers", "'[]'"),
+    ("key", "''"),
+    ("key", "repeat('k', 100000)"),
+    ("queue", "''"),
+    ("queue", "E'a\\r\\nLPUSH celery x'"),
+    ("queue", "repeat('q', 100000)"),
+    ("priority", "32767"),
+    ("priority", "-1"),
+    ("run_at", "'infinity'"),
+    ("run_at", "'-infinity'"),
+    ("run_at", "'0044-03-15 12:00:00+00 BC'"),
+    ("expires_at", "'infinity'"),
+    ("expires_at", "'-infinity'"),
+    ("expires_at", "'294276-12-31 00:00:00+00'"),
+    ("options", r#"'{"unknown": 1}'"#),
+    ("options", r#"'{"time_limit": "soon"}'"#),
+    ("options", "'7'"),
+    ("task", "''"),
+    ("task", "E'exam.poison\\r\\n'"),
+    ("task", "repeat('t', 100000)"),
+    ("body", r"'\x00ff'"),
+    ("payload", "'{'"),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_23() {
+    sit("23", "poison rows", poison).await;
+}
+
+async fn poison(sheet: Sheet) {
+    let rounds = by_profile(1, 20);
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    // What stands between the application and the daemon is taken away.
+    trial.exam.postgres.psql(
+        "do $$ declare name text; begin
+           for name in select conname from pg_constraint
+             where conrelid = 'aftercommit.outbox'::regclass and contype = 'c'
+           loop execute format('alter table aftercommit.outbox drop constraint %I', name); end loop;
+         end $$",
+    );
+    trial.exam.postgres.psql(
+        "alter table aftercommit.outbox alter args type text, alter kwargs type text, alter payload type text,
+           alter headers type text, alter options type text",
+    );
+    let mut life = trial.start(&with_other(&trial));
+    let load = trial.load();
+    let client = trial.exam.postgres.client().await;
+    let mut ids = Vec::new();
+    for (column, value) in (0..rounds).flat_map(|_| POISON) {
+        // One of its own key follows each; that it is poisoned is nobody else's matter.
+        let key = if *column == "key" { "" } else { ", key" };
+        let task = if *column == "task" { "" } else { ", task" };
+        let mut values = String::from(*value);
+        for (name, value) in [(task, "'exam.poison'"), (key, "'poisoned'")] {
+            if !name.is_empty() {
+                values = format!("{values}, {value}");
+            }
+        }
+        let poisoned = format!(
+            "insert into aftercommit.outbox ({column}{task}{key}) values ({values}) returning id::text"
+        );
+        let neighbour = "insert into aftercommit.outbox (task, key) values ('exam.neighbour', 'poisoned') returning id::text";
+        for sql in [poisoned.as_str(), neighbour] {
+            let row = client.query_one(sql, &[]).await;
+            let row = row.unwrap_or_else(|error| panic!("{column} = {value}: {error:?}"));
+            ids.push((row.get::<_, String>(0), format!("{column} = {value}")));
+        }
+    }
+    load.stop().await;
+    trial.wait_for(1).await;
+    // Each is one message or one dead row.
+    let deadline = Instant::now() + 2 * PATIENCE;
+    let (messages, dead) = loop {
+        let messages = everywhere(&trial).await;
+        let sql = "select id from aftercommit.hold where state = 'dead'";
+        let dead = client.query(sql, &[]).await.expect("the hold table");
+        let dead: HashSet<String> = dead.iter().map(|row| row.get(0)).collect();
+        let settled = |id: &str| messages.contains_key(id) || dead.contains(id);
+        let all = ids.iter().all(|(id, _)| settled(id));
+        if all || Instant::now() > deadline || !life.running() {
+            break (messages, dead);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    let (mut neither, mut both) = (0, 0);
+    for (id, what) in &ids {
+        let what: String = what.chars().take(60).collect();
+        match (messages.get(id).copied().unwrap_or(0), dead.contains(id)) {
+            (1, false) | (0, true) => {}
+            (0, false) => {
+                neither += 1;
+                sheet.note(format!("neither message nor dead row: {what}"));
+            }
+            (count, dead) => {
+                both += 1;
+                sheet.note(format!("{count} messages, dead: {dead}: {what}"));
+            }
+        }
+    }
+    let known: HashSet<&str> = ids.iter().map(|(id, _)| id.as_str()).collect();
+    let injected = messages.keys().filter(|id| !known.contains(id.as_str()));
+    sheet.count("injected", injected.count(), 0);
+    sheet.count("neither message nor dead row", neither, 0);
+    sheet.count("more than one", both, 0);
+    sheet.at_least("poison rows", ids.len() / 2, POISON.len() * rounds);
+    sheet.note(format!(
+        "{} messages, {} dead rows",
+        messages.len(),
+        dead.len()
+    ));
+    trial.conclude(life, 0).await;
+}
+
+/// How often each id stands in the lists of the second sink, whatever their names.
+async fn everywhere(trial: &Trial) -> HashMap<String, usize> {
+    let mut connection = trial.exam.redis.connection_to(1).await;
+    let lists: Vec<Vec<u8>> = redis::AsyncCommands::keys(&mut connection, "*")
+        .await
+        .expect("KEYS");
+    let mut found = HashMap::new();
+    for list in lists {
+        let messages: Vec<Vec<u8>> = redis::AsyncCommands::lrange(&mut connection, list, 0, -1)
+            .await
+            .expect("lists and nothing else");
+        for message in messages {
+            let message: serde_json::Value = serde_json::from_slice(&message).expect("JSON");
+            let id = message["headers"]["id"].as_str().expect("an id");
+            assert!(
+                !message.to_string().contains(CANARY_PAYLOAD),
+                "it is another sink's"
+            );
+            *found.entry(id.to_owned()).or_default() += 1;
+        }
+    }
+    found
+}

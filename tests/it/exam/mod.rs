@@ -1,0 +1,98 @@
+//! The reliability exam: each fault is a row, and each row says what it has measured beside what must hold.
+//!
+//! | row | fault | file |
+//! |---|---|---|
+//! | 1, 2, 3 | kill -9 of the daemon, at random and at named points; SIGTERM under load | [`kills`] |
+//! | 4, 5, 6, 7, 9 | the Postgres server: killed, stopped, hanging; its walsender terminated | [`server`] |
+//! | 8, 10, 11, 13 | the broker: hanging, killed, away; its answers lost | [`brokers`] |
+//! | 12, 14 | the network: cut, slow, flapping | [`network`] |
+//! | 17, 27 | the slot: dropped, invalidated; a standby takes over, with the slot and without | [`lost`] |
+//! | 18, 20 | the catalog: publication, columns, what else one may do to a table | [`catalog`] |
+//! | 21, 22, 23 | what the application writes: a million rows at once, 100 MB in one row, poison | [`input`] |
+//! | 24 | one key that fails among a thousand | [`keys`] |
+//! | 26 | two daemons on one slot | [`roles`] |
+//! | 30, 31 | WAL of others, and a synchronous standby | [`wal`] |
+//!
+//! **Two profiles.** `cargo test` sits each row quickly, in a few seconds. `make exam` (`EXAM=full`) sits it in full, one row
+//! after the other and with a release build; `make exam ROWS=1,4` some of them. In the quick profile rows share the machine
+//! with other tests, so that times are judged by three times the bound.
+//!
+//! **The checker** is one for all rows ([`trial`]): of what was committed nothing is lost (not delivered, and not in the hold
+//! table), nothing is delivered that was not committed, first deliveries of a key are in order, and no more comes twice than
+//! the row allows ([`Again`]). Each daemon that a row starts is watched to its end: its peak memory, what it exits with, and
+//! that its log holds no canary and no panic.
+//!
+//! **Seeded.** Every receipt has the seed; `EXAM_SEED` repeats what is random. Moments are those of the machine.
+
+mod brokers;
+mod catalog;
+mod exposure;
+mod input;
+mod keys;
+mod kills;
+mod lost;
+mod network;
+mod roles;
+mod server;
+mod sheet;
+mod trial;
+mod wal;
+
+use std::time::Duration;
+
+use crate::support::exam::seed;
+
+/// Whether the rows are sat in full.
+fn is_full() -> bool {
+    std::env::var("EXAM").is_ok_and(|profile| profile == "full")
+}
+
+/// A count or a duration of the profile.
+fn by_profile<T>(quick: T, full: T) -> T {
+    if is_full() { full } else { quick }
+}
+
+/// Where a row's tasks go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outlet {
+    /// The Celery sink, over Redis.
+    Redis,
+    /// The stdout sink.
+    Stdout,
+}
+
+/// What may come twice after a crash.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Again {
+    /// What was in flight, and what was settled since the last status update.
+    InFlight,
+}
+
+impl Outlet {
+    /// What may come twice, by what the sink can do: one place to change when a sink learns to store our position.
+    fn again(self) -> Again {
+        match self {
+            Outlet::Redis | Outlet::Stdout => Again::InFlight,
+        }
+    }
+
+    /// How many may come twice, when so many were in flight or not confirmed.
+    fn duplicates(self, exposed: usize) -> usize {
+        match self.again() {
+            Again::InFlight => exposed,
+        }
+    }
+}
+
+/// From the end of a fault to the first new delivery: R of the daemon.
+const DAEMON_BACK: Duration = Duration::from_secs(3);
+/// R of a Postgres server.
+const SERVER_BACK: Duration = Duration::from_secs(10);
+/// R of a broker.
+const BROKER_BACK: Duration = Duration::from_secs(5);
+/// A stop under load takes no longer.
+const STOPS_WITHIN: Duration = Duration::from_secs(10);
+/// The daemon's peak memory, in bytes.
+const MEMORY: u64 = 96_000_000;
+/// How far the slot may be behind at the end, in bytes.
+const LAG: u64 = 1 << 20;
