@@ -87,6 +87,8 @@
 //!   attempts grow ([`intake`], [`backoff`]).
 //! - **Fail closed.** [`preflight`] looks at slot, publication and table at every connect and while streaming;
 //!   [`replication::Policy`] is the one place where an error becomes: try again, stand by, or stop with the remedy.
+//!   A lost slot is never replaced silently: where the operator has consented, the intake makes it again and takes what
+//!   is owed from the table, under a mark that outlives a crash (`intake::heal`).
 //! - **Nothing private is shown.** Payloads and secrets are in no log and no `Debug`: [`outbox::Task`] shows its id and
 //!   place, [`config`] masks what it quotes, causes are words ([`sink::Cause`]).
 //!

@@ -168,13 +168,8 @@ impl Running {
         self.lane.marking.answered(self.queue.turn());
         // What is not delivered of an earlier generation comes again.
         let is_void = generation != self.lane.marking.generation();
-        let is_void = |passage: &Passage| is_void && matches!(passage.origin, Origin::Stream(_));
+        let is_void = |origin| is_void && matches!(origin, Origin::Stream(_));
         let passages = tasks.into_iter().zip(tags);
-        let passages = passages.map(|(task, (origin, route))| Passage {
-            task,
-            origin,
-            route,
-        });
         match answer {
             Ok(outcomes) => {
                 assert_eq!(
@@ -183,18 +178,24 @@ impl Running {
                     "a sink answers for each task of a batch"
                 );
                 self.is_back();
-                for (passage, outcome) in passages.zip(outcomes) {
-                    match outcome != Outcome::Delivered && is_void(&passage) {
-                        true => self.queue.forget(&passage),
-                        false => self.outcome(passage, outcome),
+                for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
+                    match outcome {
+                        Outcome::Delivered => self.queue.delivered(&task, origin),
+                        _ if is_void(origin) => self.queue.forget(&task),
+                        outcome => self.outcome(Passage::new(task, origin, route), outcome),
                     }
                 }
                 self.queue.finish_batch();
             }
             Err(Outage(cause)) => {
-                let (void, given_back): (Vec<Passage>, Vec<Passage>) = passages.partition(is_void);
-                void.iter().for_each(|passage| self.queue.forget(passage));
-                self.queue.give_back(given_back);
+                let mut batch = Vec::with_capacity(passages.len());
+                for (task, (origin, route)) in passages {
+                    match is_void(origin) {
+                        true => self.queue.forget(&task),
+                        false => batch.push(Passage::new(task, origin, route)),
+                    }
+                }
+                self.queue.give_back(batch);
                 self.is_away(cause);
             }
         }
@@ -202,7 +203,7 @@ impl Running {
 
     fn outcome(&mut self, passage: Passage, outcome: Outcome) {
         let cause = match &outcome {
-            Outcome::Delivered => return self.queue.delivered(&passage),
+            Outcome::Delivered => return self.queue.delivered(&passage.task, passage.origin),
             Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause) => {
                 cause.clone()
             }
@@ -307,13 +308,13 @@ fn take_in(
 
 fn hear(queue: &mut LaneQueue, marking: &mut Marking, message: Message, detach: bool) {
     match message {
-        Message::Tasks(passages) => {
-            for mut passage in passages {
-                if detach {
-                    passage.task.detach();
-                }
-                queue.push(passage);
+        Message::Tasks(mut passages) => {
+            if detach {
+                passages
+                    .iter_mut()
+                    .for_each(|passage| passage.task.detach());
             }
+            queue.extend(passages);
         }
         Message::Begins {
             generation,

@@ -30,6 +30,16 @@ pub struct Passage {
     pub route: usize,
 }
 
+impl Passage {
+    fn new(task: Task, origin: Origin, route: usize) -> Passage {
+        Passage {
+            task,
+            origin,
+            route,
+        }
+    }
+}
+
 /// Where a task comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Origin {

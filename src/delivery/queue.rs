@@ -18,7 +18,7 @@ pub(super) use self::failure::Verdict;
 use super::report::Report;
 use super::{KeyHasher, Origin, Passage, Rule};
 use crate::backoff::Backoff;
-use crate::outbox::{Field, Position};
+use crate::outbox::{Field, Position, Task};
 use crate::pg::{Moment, Timestamp};
 use crate::sink::Cause;
 
@@ -30,10 +30,10 @@ enum Order {
 }
 
 impl Order {
-    fn of(passage: &Passage) -> Order {
-        match passage.task.key() {
+    fn of(task: &Task) -> Order {
+        match task.key() {
             Some(key) => Order::Key(Bytes::copy_from_slice(key)),
-            None => Order::Alone(passage.task.position),
+            None => Order::Alone(task.position),
         }
     }
 }
@@ -124,6 +124,16 @@ impl LaneQueue {
         }
     }
 
+    /// Adds tasks behind all others, in order; see [`push`](LaneQueue::push).
+    pub(super) fn extend(&mut self, passages: Vec<Passage>) {
+        if self.held.is_empty() {
+            // All at once: each move of a task costs as much as a step of its way.
+            self.ready.extend(passages);
+        } else {
+            passages.into_iter().for_each(|passage| self.push(passage));
+        }
+    }
+
     /// Adds a task behind all others; or, if its key is held, to what is to be held.
     pub(super) fn push(&mut self, passage: Passage) {
         if !self.held.is_empty()
@@ -151,8 +161,8 @@ impl LaneQueue {
     }
 
     /// A task from the stream belongs to an earlier generation of sessions: it is dropped.
-    pub(super) fn forget(&mut self, passage: &Passage) {
-        self.report.dropped(passage);
+    pub(super) fn forget(&mut self, task: &Task) {
+        self.report.dropped(task);
     }
 
     /// The number of the report that tells what has become of the batch that was in hand just now.
@@ -189,6 +199,16 @@ impl LaneQueue {
         self.wake(at.now);
         let mut batch: Vec<Passage> = Vec::with_capacity(max_tasks.min(self.ready.len()));
         let mut bytes = 0;
+        if self.waiting.is_empty() {
+            // Most often all go as they are: at once, then.
+            let going = self.ready.iter().take(max_tasks).take_while(|next| {
+                bytes += next.task.size();
+                bytes <= max_bytes && expired(next, at.wall).is_none()
+            });
+            let going = going.count();
+            batch.extend(self.ready.drain(..going));
+            bytes = batch.iter().map(|passage| passage.task.size()).sum();
+        }
         while let Some(next) = self.ready.front() {
             let size = next.task.size();
             let full = batch.len() >= max_tasks || bytes + size > max_bytes;
@@ -197,7 +217,7 @@ impl LaneQueue {
             }
             let waiting = match self.waiting.is_empty() {
                 true => None,
-                false => self.waiting.get_mut(&Order::of(next)),
+                false => self.waiting.get_mut(&Order::of(&next.task)),
             };
             let Some(mut passage) = self.ready.pop_front() else {
                 break;
@@ -242,11 +262,11 @@ impl LaneQueue {
     }
 
     /// The sink has a task of the batch in hand.
-    pub(super) fn delivered(&mut self, passage: &Passage) {
+    pub(super) fn delivered(&mut self, task: &Task, origin: Origin) {
         if !self.tried.is_empty() {
-            self.tried.remove(&Order::of(passage));
+            self.tried.remove(&Order::of(task));
         }
-        self.report.delivered(passage, self.with_ids);
+        self.report.delivered(task, origin, self.with_ids);
     }
 
     /// The hash of a key.
@@ -349,7 +369,7 @@ impl LaneQueue {
         let ready = std::mem::take(&mut self.ready);
         for passage in waiting.chain(ready) {
             match passage.origin {
-                Origin::Stream(_) => self.forget(&passage),
+                Origin::Stream(_) => self.forget(&passage.task),
                 Origin::Hold { .. } => self.ready.push_back(passage),
             }
         }

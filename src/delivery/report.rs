@@ -4,7 +4,7 @@ use crate::hold::{Park, Postponed};
 use crate::outbox::Task;
 use crate::watermark::Ticket;
 
-use super::{Origin, Passage};
+use super::Origin;
 
 /// The ids of rows, one after the other in one text.
 #[derive(Clone, Debug, Default)]
@@ -139,19 +139,19 @@ impl Report {
     }
 
     /// A task from the stream was dropped: it belongs to an earlier generation of sessions.
-    pub(super) fn dropped(&mut self, passage: &Passage) {
-        self.bytes += passage.task.size();
+    pub(super) fn dropped(&mut self, task: &Task) {
+        self.bytes += task.size();
     }
 
     /// A task was delivered.
-    pub(super) fn delivered(&mut self, passage: &Passage, with_id: bool) {
+    pub(super) fn delivered(&mut self, task: &Task, origin: Origin, with_id: bool) {
         self.delivered += 1;
-        match passage.origin {
+        match origin {
             Origin::Hold { hold_id, .. } => self.rows.removed.push(hold_id),
             Origin::Stream(ticket) => {
-                self.bytes += passage.task.size();
+                self.bytes += task.size();
                 if with_id {
-                    self.ids.push(passage.task.id());
+                    self.ids.push(task.id());
                 }
                 match self.counts.last_mut() {
                     Some((last, count)) if *last == ticket => *count += 1,

@@ -77,6 +77,7 @@ impl Outgoing {
     }
 
     /// Adds a task for a sink, given by its index.
+    #[inline]
     pub(super) fn add(&mut self, sink: usize, passage: Passage) {
         let lane = match (self.gathered[sink].len(), passage.task.key()) {
             (1, _) => 0,

@@ -61,7 +61,7 @@ impl LaneQueue {
     ) -> Verdict {
         let (cause, after) = match outcome {
             Outcome::Delivered => {
-                self.delivered(&passage);
+                self.delivered(&passage.task, passage.origin);
                 return Verdict::Delivered;
             }
             Outcome::Retry(cause) => (cause, Duration::ZERO),
@@ -71,7 +71,7 @@ impl LaneQueue {
                 return self.give_up(passage, attempts, cause.to_string());
             }
         };
-        match self.fates.get(&Order::of(&passage)) {
+        match self.fates.get(&Order::of(&passage.task)) {
             None => self.failed(passage, cause, after, at),
             Some(Fate::Gone) => {
                 self.again.push(passage);
@@ -82,7 +82,7 @@ impl LaneQueue {
                 Verdict::Behind
             }
             Some(Fate::Waits) => {
-                let order = Order::of(&passage);
+                let order = Order::of(&passage.task);
                 self.wait(order, passage);
                 Verdict::Behind
             }
@@ -91,7 +91,7 @@ impl LaneQueue {
 
     /// The first task of its key in the batch has failed.
     fn failed(&mut self, passage: Passage, cause: Cause, after: Duration, at: At) -> Verdict {
-        let order = Order::of(&passage);
+        let order = Order::of(&passage.task);
         let rule = &self.rules[passage.route];
         let tries = self.tried.remove(&order);
         let attempts = match passage.origin {
@@ -140,7 +140,7 @@ impl LaneQueue {
         match passage.origin {
             Origin::Hold { attempts, .. } => attempts,
             Origin::Stream(_) => {
-                let tries = self.tried.get(&Order::of(passage));
+                let tries = self.tried.get(&Order::of(&passage.task));
                 tries.map_or(0, |tries| tries.backoff.attempts())
             }
         }
@@ -153,7 +153,7 @@ impl LaneQueue {
         attempts: u32,
         words: String,
     ) -> Verdict {
-        let order = Order::of(&passage);
+        let order = Order::of(&passage.task);
         self.tried.remove(&order);
         let rule = &self.rules[passage.route];
         let hash = self.hash(&passage);

@@ -23,8 +23,8 @@
 //! back, an evicted or expired ledger: then what was in flight comes a second time, with the same task id, and nothing is
 //! lost that was not lost with the lists. A failover to a replica that is behind loses messages and notes together. On a
 //! Redis Cluster the lists and the ledger would be on several nodes: it takes no such transaction, and this sink refuses
-//! it. What was in flight when the daemon was killed, or in doubt, and went to the hold table because Redis was away for
-//! long, may come again, where it was not the first of its transaction in its batch.
+//! it. And no more than 4 MiB of notes are kept, and of what a predecessor has left and is settled, 131,072 tasks: who
+//! falls behind further than that may repeat the rest when it is killed.
 
 use std::io::IoSlice;
 

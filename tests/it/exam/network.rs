@@ -133,7 +133,12 @@ async fn cut_batches(sheet: &Sheet) {
             let again = sink.deliver(&batch).await;
             // A cut behind the last byte of an answer is no cut.
             let ok = answer.is_err() || way == Way::Down;
-            wrong += usize::from(!ok || again.is_err());
+            if !ok || again.is_err() {
+                wrong += 1;
+                sheet.note(format!(
+                    "{way:?} cut after {offset} bytes: {answer:?}, then {again:?}"
+                ));
+            }
         }
     }
     sheet.at_least("cuts of batches", cuts, by_profile(40, 4_096));
@@ -182,7 +187,13 @@ async fn cut_at_random(sheet: Sheet) {
         } else {
             SERVER_BACK
         };
-        trial.recovery(Instant::now(), within).await;
+        let healed = Instant::now();
+        trial.recovery(healed, within).await;
+        if healed.elapsed() > within / 2 {
+            let said = life.records().into_iter().rev().take(5);
+            let said: Vec<String> = said.map(|record| record.to_string()).collect();
+            sheet.note(format!("slow in round {round}: {}", said.join(" ")));
+        }
     }
     load.stop().await;
     let duplicates = Outlet::Redis.duplicates(lost_answers);

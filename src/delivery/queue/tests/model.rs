@@ -77,9 +77,7 @@ impl Hold {
         let count = count.min(self.inbox.len());
         for message in self.inbox.drain(..count) {
             match message {
-                Message::Tasks(passages) => {
-                    passages.into_iter().for_each(|passage| queue.push(passage));
-                }
+                Message::Tasks(passages) => queue.extend(passages),
                 Message::Written { seq, freed, .. } => queue.written(seq, &freed),
                 Message::Begins { .. } => {}
             }
@@ -173,7 +171,7 @@ proptest! {
                             queue.outcome(passage, retry(), at(now));
                         } else {
                             delivered.push(passage.task.position.ordinal);
-                            queue.delivered(&passage);
+                            queue.delivered(&passage.task, passage.origin);
                         }
                     }
                     queue.finish_batch();
