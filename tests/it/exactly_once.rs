@@ -236,7 +236,7 @@ async fn what_was_in_doubt_when_it_spilled_does_not_come_again() {
         .replace("\"50ms..500ms\"", "\"50ms..500ms\", hold_after = \"300ms\"");
     let load = exam.load(2, Duration::from_millis(20));
     let mut daemon = Daemon::start(&config);
-    for _ in 0..3 {
+    for round in 0..4 {
         let before = exam.pushed().await;
         exam.wait_for_pushed(before + 100).await;
         // Applied, and not answered.
@@ -245,6 +245,12 @@ async fn what_was_in_doubt_when_it_spilled_does_not_come_again() {
             .wait_for_log("the outage", |record| says(record, "the sink is away"))
             .await;
         proxy.refuse();
+        if round % 2 == 1 {
+            // What was not confirmed comes again, and goes to the hold without a look at what is there.
+            daemon.kill9();
+            assert_discreet(&daemon);
+            daemon = Daemon::start(&config);
+        }
         let held = "select count(*) > 200 from aftercommit.hold";
         eventually(PATIENCE, "tasks in the hold", || async {
             (exam.postgres.psql(held) == "t").then_some(())
