@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tracing::error;
 
 use crate::budget::Memory;
-use crate::delivery::{Keeper, KeyHasher, Lane, Rule, Wishes};
+use crate::delivery::{Keeper, KeyHasher, Lane, Marking, Rule, Wishes};
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
 use crate::partitions::Partitions;
@@ -114,13 +114,19 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     for planned in plan.sinks {
         let mut senders = Vec::new();
         let keeps = planned.lanes.iter().map(|sink| sink.keeps()).min();
-        for sink in planned.lanes {
+        for (number, sink) in planned.lanes.into_iter().enumerate() {
             let (tasks_in, inbox) =
                 mpsc::channel(capacity.min(tokio::sync::Semaphore::MAX_PERMITS));
             let lane = Lane {
                 index,
                 name: planned.name.clone(),
                 sink,
+                marking: Marking::new(
+                    &plan.intake.slot,
+                    plan.intake.columns.table(),
+                    &planned.name,
+                    number,
+                ),
                 rules: plan.rules.clone(),
                 hasher: hasher.clone(),
                 with_ids: plan.delete_by.is_some(),

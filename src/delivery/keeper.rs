@@ -54,8 +54,8 @@ pub enum News {
     Written(Written),
     /// What the hold table has, at the beginning of a generation of sessions. Nothing of the generation may pass before.
     Held {
-        /// [`Session::generation`].
-        generation: u64,
+        /// The session in which it was read.
+        session: Session,
         /// By sink: the hashes of the held keys.
         keys: Vec<Vec<u64>>,
         /// Rows that the server may send again, and that are held already.
@@ -119,6 +119,8 @@ struct Running {
     written_at: Instant,
     /// Tasks were settled since the checkpoint was written.
     unsaved: bool,
+    /// What the checkpoint says.
+    saved: Confirmation,
     /// Settled rows that cannot leave the outbox.
     stuck: stuck::Stuck,
     /// Bytes of WAL that the server keeps for the slot, as seen last.
@@ -154,6 +156,7 @@ impl Keeper {
             waiting: None,
             written_at: now,
             unsaved: false,
+            saved: Confirmation::default(),
             stuck: stuck::Stuck::new(),
             retained: 0,
             lags: false,
@@ -255,6 +258,7 @@ impl Running {
             freed,
             lanes: work.lanes,
             confirmation,
+            saved: self.saved,
         };
         self.tell(News::Written(written)).await
     }
@@ -282,6 +286,9 @@ impl Running {
             };
             let error = match round {
                 Ok(Ok(freed)) => {
+                    if session.generation == work.confirmation.generation && self.stuck.is_empty() {
+                        self.saved = work.confirmation;
+                    }
                     if self.trouble.attempts() > 0 {
                         info!(
                             attempts = self.trouble.attempts(),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::queue::{At, LaneQueue, Verdict};
-use super::{KeyHasher, Message, Origin, Passage, Report, Rule};
+use super::{KeyHasher, Marking, Message, Origin, Passage, Report, Rule};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::failpoint::{self, Point};
@@ -38,6 +38,8 @@ pub struct Lane {
     pub name: Arc<str>,
     /// The sink, this lane's own.
     pub sink: Box<dyn Sink>,
+    /// What it tells the sink of its tasks.
+    pub marking: Marking,
     /// What each route says of failures.
     pub rules: Arc<[Rule]>,
     /// For the keys.
@@ -100,7 +102,14 @@ impl Running {
     async fn run(mut self) {
         loop {
             let away = self.away.is_some();
-            take_in(&mut self.lane.inbox, &mut self.open, &mut self.queue, away);
+            let (lane, queue) = (&mut self.lane, &mut self.queue);
+            take_in(
+                &mut lane.inbox,
+                &mut self.open,
+                queue,
+                &mut lane.marking,
+                away,
+            );
             self.spill();
             let may_try = self
                 .away
@@ -153,8 +162,13 @@ impl Running {
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
+        let generation = self.lane.marking.generation();
         let answer = self.deliver(&tasks).await;
         failpoint::reach(Point::Acknowledged);
+        self.lane.marking.answered(self.queue.turn());
+        // What is not delivered of an earlier generation comes again.
+        let is_void = generation != self.lane.marking.generation();
+        let is_void = |origin| is_void && matches!(origin, Origin::Stream(_));
         let passages = tasks.into_iter().zip(tags);
         match answer {
             Ok(outcomes) => {
@@ -167,15 +181,21 @@ impl Running {
                 for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
                     match outcome {
                         Outcome::Delivered => self.queue.delivered(&task, origin),
+                        _ if is_void(origin) => self.queue.forget(&task),
                         outcome => self.outcome(Passage::new(task, origin, route), outcome),
                     }
                 }
                 self.queue.finish_batch();
             }
             Err(Outage(cause)) => {
-                let batch =
-                    passages.map(|(task, (origin, route))| Passage::new(task, origin, route));
-                self.queue.give_back(batch.collect());
+                let mut batch = Vec::with_capacity(passages.len());
+                for (task, (origin, route)) in passages {
+                    match is_void(origin) {
+                        true => self.queue.forget(&task),
+                        false => batch.push(Passage::new(task, origin, route)),
+                    }
+                }
+                self.queue.give_back(batch);
                 self.is_away(cause);
             }
         }
@@ -258,7 +278,10 @@ impl Running {
             () = self.lane.reports.closed() => return false,
         };
         match received {
-            Some(Some(message)) => hear(&mut self.queue, message, self.away.is_some()),
+            Some(Some(message)) => {
+                let away = self.away.is_some();
+                hear(&mut self.queue, &mut self.lane.marking, message, away);
+            }
             Some(None) => self.open = false,
             None => {}
         }
@@ -271,18 +294,19 @@ fn take_in(
     inbox: &mut mpsc::Receiver<Message>,
     open: &mut bool,
     queue: &mut LaneQueue,
+    marking: &mut Marking,
     detach: bool,
 ) {
     while *open {
         match inbox.try_recv() {
-            Ok(message) => hear(queue, message, detach),
+            Ok(message) => hear(queue, marking, message, detach),
             Err(mpsc::error::TryRecvError::Empty) => return,
             Err(mpsc::error::TryRecvError::Disconnected) => *open = false,
         }
     }
 }
 
-fn hear(queue: &mut LaneQueue, message: Message, detach: bool) {
+fn hear(queue: &mut LaneQueue, marking: &mut Marking, message: Message, detach: bool) {
     match message {
         Message::Tasks(mut passages) => {
             if detach {
@@ -292,8 +316,18 @@ fn hear(queue: &mut LaneQueue, message: Message, detach: bool) {
             }
             queue.extend(passages);
         }
-        Message::Held(hashes) => queue.learn_held(hashes),
-        Message::Written { seq, freed } => queue.written(seq, &freed),
+        Message::Begins {
+            generation,
+            identity,
+            held,
+        } => {
+            queue.begin(held);
+            marking.begin(generation, identity);
+        }
+        Message::Written { seq, freed, saved } => {
+            queue.written(seq, &freed);
+            marking.written(seq, saved);
+        }
     }
 }
 

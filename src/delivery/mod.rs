@@ -3,6 +3,7 @@
 mod keeper;
 mod key;
 mod lane;
+mod marking;
 mod queue;
 mod report;
 mod rule;
@@ -10,9 +11,11 @@ mod rule;
 pub use keeper::{Keeper, News, Wishes};
 pub use key::KeyHasher;
 pub use lane::Lane;
+pub use marking::Marking;
 pub use report::{Buried, Ids, Report, Rows, Work, Written};
 pub use rule::Rule;
 
+use crate::intake::{Confirmation, Identity};
 use crate::outbox::Task;
 use crate::watermark::Ticket;
 
@@ -56,8 +59,16 @@ pub enum Origin {
 pub enum Message {
     /// Tasks to deliver, in order.
     Tasks(Vec<Passage>),
-    /// The keys of which tasks are held, as the hold table has them: the lane's own, by their hashes.
-    Held(Vec<u64>),
+    /// A generation of sessions begins. What came from the stream before and is not settled comes again, if the server
+    /// still has it.
+    Begins {
+        /// [`Session::generation`](crate::intake::Session::generation).
+        generation: u64,
+        /// What positions mean in it.
+        identity: Identity,
+        /// The keys of which tasks are held, as the hold table has them: the lane's own, by their hashes.
+        held: Vec<u64>,
+    },
     /// The keeper has written down what the lane reported up to and with this number; of these keys, by their hashes,
     /// nothing is held any more.
     Written {
@@ -65,5 +76,7 @@ pub enum Message {
         seq: u64,
         /// Hashes of keys.
         freed: Vec<u64>,
+        /// [`Written::saved`].
+        saved: Confirmation,
     },
 }

@@ -160,6 +160,16 @@ impl LaneQueue {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// A task from the stream belongs to an earlier generation of sessions: it is dropped.
+    pub(super) fn forget(&mut self, task: &Task) {
+        self.report.dropped(task);
+    }
+
+    /// The number of the report that tells what has become of the batch that was in hand just now.
+    pub(super) fn turn(&self) -> u64 {
+        self.report.seq
+    }
+
     /// What is to be reported, if there is anything; a new report begins.
     pub(super) fn take_report(&mut self) -> Option<Report> {
         if self.report.is_empty() {
@@ -349,8 +359,20 @@ impl LaneQueue {
         self.finish_batch();
     }
 
-    /// The lane's held keys, as the hold table has them.
-    pub(super) fn learn_held(&mut self, hashes: Vec<u64>) {
+    /// A generation of sessions begins: what came from the stream before is dropped, since it comes again if it is not
+    /// settled; and these are the lane's held keys, as the hold table has them.
+    pub(super) fn begin(&mut self, hashes: Vec<u64>) {
+        self.due.clear();
+        self.tried.clear();
+        let waiting = std::mem::take(&mut self.waiting).into_values();
+        let waiting = waiting.flat_map(|waiting| waiting.tasks);
+        let ready = std::mem::take(&mut self.ready);
+        for passage in waiting.chain(ready) {
+            match passage.origin {
+                Origin::Stream(_) => self.forget(&passage.task),
+                Origin::Hold { .. } => self.ready.push_back(passage),
+            }
+        }
         self.held = hashes.into_iter().map(|hash| (hash, 0)).collect();
         self.sweep = true;
         self.finish_batch();

@@ -116,7 +116,7 @@ pub struct Report {
     pub counts: Vec<(Ticket, u64)>,
     /// Tasks that were delivered, in all.
     pub delivered: u64,
-    /// Size of those that came from the stream.
+    /// Size of those that came from the stream; and of those that were dropped, since they come again.
     pub bytes: usize,
     /// Their ids, where settled rows are to be deleted.
     pub ids: Ids,
@@ -131,7 +131,16 @@ pub struct Report {
 impl Report {
     /// Whether it says nothing.
     pub fn is_empty(&self) -> bool {
-        self.delivered == 0 && self.parks.is_empty() && self.rows.is_empty() && self.away.is_none()
+        self.delivered == 0
+            && self.bytes == 0
+            && self.parks.is_empty()
+            && self.rows.is_empty()
+            && self.away.is_none()
+    }
+
+    /// A task from the stream was dropped: it belongs to an earlier generation of sessions.
+    pub(super) fn dropped(&mut self, task: &Task) {
+        self.bytes += task.size();
     }
 
     /// A task was delivered.
@@ -214,6 +223,8 @@ pub struct Written {
     pub lanes: Vec<(usize, u64)>,
     /// [`Work::confirmation`].
     pub confirmation: crate::intake::Confirmation,
+    /// The last one that is in the checkpoint: what a crash of the server cannot set back.
+    pub saved: crate::intake::Confirmation,
 }
 
 /// Tickets and sizes of tasks.

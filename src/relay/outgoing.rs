@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use crate::delivery::{KeyHasher, Message, Passage};
+use crate::delivery::{KeyHasher, Message, Passage, Written};
+use crate::intake::Session;
 
 /// A sink, and its lanes.
 #[derive(Debug)]
@@ -101,29 +102,39 @@ impl Outgoing {
         }
     }
 
-    /// Tells each lane which of its keys are held; `keys` are hashes, by sink.
-    pub(super) fn tell_held(&mut self, keys: Vec<Vec<u64>>) {
+    /// Tells each lane that a generation of sessions begins, and which of its keys are held; `keys` are hashes, by sink.
+    pub(super) fn tell_begin(&mut self, session: Session, keys: Vec<Vec<u64>>) {
         for (sink, hashes) in keys.into_iter().enumerate().take(self.sinks.len()) {
             let mut by_lane: Vec<Vec<u64>> = vec![Vec::new(); self.gathered[sink].len()];
             for hash in hashes {
                 by_lane[self.lane_of(sink, hash)].push(hash);
             }
-            for (lane, hashes) in self.sinks[sink].lanes.iter().zip(by_lane) {
-                self.died |= lane.try_send(Message::Held(hashes)).is_err();
+            for (lane, held) in self.sinks[sink].lanes.iter().zip(by_lane) {
+                let message = Message::Begins {
+                    generation: session.generation,
+                    identity: session.identity,
+                    held,
+                };
+                self.died |= lane.try_send(message).is_err();
             }
         }
     }
 
     /// Tells lanes that their reports, up to these numbers, are written down, and which keys are free again.
-    pub(super) fn tell_written(&mut self, lanes: &[(usize, u64)], freed: &[(usize, u64)]) {
-        for &(lane, seq) in lanes {
+    pub(super) fn tell_written(&mut self, written: &Written) {
+        for &(lane, seq) in &written.lanes {
             let (sink, index) = self.place(lane);
-            let freed = freed
+            let freed = written
+                .freed
                 .iter()
                 .filter(|(of, hash)| *of == sink && self.lane_of(sink, *hash) == index);
             let freed = freed.map(|(_, hash)| *hash).collect();
             let sender = self.sinks[sink].lanes.get(index);
-            let message = Message::Written { seq, freed };
+            let message = Message::Written {
+                seq,
+                freed,
+                saved: written.saved,
+            };
             self.died |= sender.is_none_or(|sender| sender.try_send(message).is_err());
         }
     }

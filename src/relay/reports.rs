@@ -102,13 +102,13 @@ impl Relay {
         match news {
             News::Written(written) => self.written(written),
             News::Held {
-                generation,
+                session,
                 keys,
                 positions,
             } => {
-                self.told = generation;
+                self.told = session.generation;
                 self.held = positions;
-                self.outgoing.tell_held(keys);
+                self.outgoing.tell_begin(session, keys);
             }
             News::Lags(lags) => self.strain.set_lags(lags),
             News::Released(released) => {
@@ -125,11 +125,11 @@ impl Relay {
     }
 
     fn written(&mut self, written: Written) {
-        for (ticket, bytes) in written.parked {
+        for &(ticket, bytes) in &written.parked {
             self.watermark.settle(ticket, 1);
             self.channels.memory.free(bytes);
         }
-        self.outgoing.tell_written(&written.lanes, &written.freed);
+        self.outgoing.tell_written(&written);
         self.ledger.is_written(written.confirmation);
         self.ends_here();
     }

@@ -170,7 +170,7 @@ async fn keep(
             Ok(()) = line.changed() => match &*line.borrow_and_update() {
                 Line::Up(session) if session.generation != told => {
                     told = session.generation;
-                    Kept::Held { generation: told, keys: vec![Vec::new(); 2], positions: HashSet::new() }
+                    Kept::Held { session: *session, keys: vec![Vec::new(); 2], positions: HashSet::new() }
                 }
                 _ => continue,
             },
@@ -181,6 +181,7 @@ async fn keep(
                     freed: Vec::new(),
                     lanes: work.lanes,
                     confirmation: work.confirmation,
+                    saved: work.confirmation,
                 };
                 held.lock().expect("a lock").extend(work.parks);
                 confirmed.send_replace(work.confirmation);

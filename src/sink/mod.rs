@@ -1,6 +1,7 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
 pub mod celery;
+pub mod marks;
 pub mod null;
 pub mod stdout;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use self::marks::Terms;
 use crate::outbox::Task;
 
 /// Why something was not delivered, in words for the log and the operator. Never holds a payload or a secret.
@@ -75,6 +77,15 @@ pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>
 pub trait Sink: Send {
     /// Hands a batch over, in order, and waits for the broker's confirmation.
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a>;
+
+    /// As [`deliver`](Sink::deliver), where `terms` say what positions mean. A sink that can store marks of tasks in one
+    /// atomic step with what they are about does not apply a task again whose mark is there: it answers `Delivered` without
+    /// sending it. This holds through outages, lost answers and crashes, as long as the place keeps what it has; how far it
+    /// goes stands at the head of such a sink's file.
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms) -> Delivery<'a> {
+        let _ = terms;
+        self.deliver(batch)
+    }
 
     /// How long before its `run_at` a task may be handed over: its message says when it is to run, and the receiver keeps
     /// it until then. What is further ahead waits in the hold table.

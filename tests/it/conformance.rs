@@ -4,9 +4,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
-use aftercommit::outbox::{Field, Position, Task};
+use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::celery;
+use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::stdout::Stdout;
 use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Sink};
 use tokio::io::AsyncWrite;
@@ -254,6 +255,10 @@ macro_rules! conforms {
 conforms!(memory, super::Memory::default());
 conforms!(stdout, super::Lines::default());
 conforms!(celery_on_redis, super::CeleryOnRedis::start());
+conforms!(
+    celery_on_redis_with_marks,
+    super::WithMarks(super::CeleryOnRedis::start())
+);
 
 /// The smallest sink that conforms: what the suite itself is tried on.
 #[derive(Default, Clone)]
@@ -422,5 +427,61 @@ impl Subject for CeleryOnRedis {
             Field::Options,
             "{\"exchange\": \"nobody\", \"routing_key\": \"home\"}",
         )])
+    }
+}
+
+/// A sink whose tasks are handed over on terms, as a lane does.
+struct WithMarks<S>(S);
+
+struct Marking {
+    sink: Box<dyn Sink>,
+    scope: Scope,
+}
+
+impl<S: Subject> Subject for WithMarks<S> {
+    fn sink(&self) -> Box<dyn Sink> {
+        let table = TableName::ours();
+        let history = History {
+            system_id: 1,
+            timeline: 1,
+            slot: "slot",
+            table: &table,
+        };
+        Box::new(Marking {
+            sink: self.0.sink(),
+            scope: Scope::new(&history, "sink", 0, 0),
+        })
+    }
+
+    /// Nothing comes twice: where the suite would overlook a repeat, this does not.
+    fn received(&self) -> Vec<String> {
+        let received = self.0.received();
+        assert_eq!(first_ones(received.clone()), received);
+        received
+    }
+
+    fn set_away(&mut self, away: bool) {
+        self.0.set_away(away);
+    }
+
+    fn rejected(&self) -> Fields {
+        self.0.rejected()
+    }
+
+    fn retried(&self) -> Option<Fields> {
+        self.0.retried()
+    }
+}
+
+impl Sink for Marking {
+    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
+        // Any of them may have been delivered before.
+        self.scope.generation += 1;
+        let terms = Terms {
+            scope: self.scope.clone(),
+            turn: 1,
+            settled: Settled::default(),
+        };
+        self.sink.deliver_once(batch, terms)
     }
 }

@@ -31,7 +31,7 @@ impl Running {
                 self.told = session.generation;
                 self.trouble.reset();
                 self.tell(News::Held {
-                    generation: session.generation,
+                    session,
                     keys,
                     positions,
                 })

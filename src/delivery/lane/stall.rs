@@ -22,6 +22,7 @@ impl Running {
             lane:
                 Lane {
                     sink,
+                    marking,
                     inbox,
                     reports,
                     strain,
@@ -33,7 +34,10 @@ impl Running {
             ..
         } = self;
         let tries = away.as_ref().is_some_and(|away| away.spilled);
-        let mut delivery = sink.deliver(tasks);
+        let mut delivery = match marking.terms() {
+            Some(terms) => sink.deliver_once(tasks, terms),
+            None => sink.deliver(tasks),
+        };
         let mut in_hand: Option<HashSet<u64>> = None;
         let mut look_at = Instant::now() + if tries { EVERY } else { STALLS_AFTER };
         let waits = Cause::new("the sink does not answer");
@@ -46,7 +50,7 @@ impl Running {
             if !tries && !*strain.borrow() {
                 continue;
             }
-            take_in(inbox, open, queue, true);
+            take_in(inbox, open, queue, marking, true);
             let in_hand = in_hand.get_or_insert_with(|| {
                 let keys = tasks.iter().filter_map(Task::key);
                 keys.map(|key| queue.hash_of(key)).collect()

@@ -125,6 +125,40 @@ fn a_failing_key_waits_with_its_later_tasks_and_others_go_on() {
 }
 
 #[test]
+fn a_new_generation_drops_what_comes_again_and_keeps_what_was_released() {
+    let start = Instant::now();
+    let mut queue = in_place();
+    queue.push(passage(0, Some(1)));
+    queue.push(passage(1, Some(1)));
+    queue.push(released(7, 0, 2, None));
+    queue.push(passage(3, None));
+    let batch = queue.next_batch(at(start), 1, usize::MAX);
+    for passage in batch {
+        queue.outcome(passage, retry(), at(start));
+    }
+    queue.finish_batch();
+    assert!(queue.next_due().is_some());
+    let held = queue.hasher.hash(b"5");
+    queue.begin(vec![held]);
+    assert_eq!(queue.next_due(), None);
+    let report = queue.take_report().expect("a report");
+    let sizes: usize = [(0, Some(1)), (1, Some(1)), (3, None)]
+        .map(|(number, key)| task(number, key, None).size())
+        .iter()
+        .sum();
+    assert_eq!((report.bytes, report.delivered), (sizes, 0));
+    assert!(report.parks.is_empty() && report.rows.is_empty());
+    queue.push(passage(0, Some(1)));
+    queue.push(passage(4, Some(5)));
+    let batch = queue.next_batch(at(start), 9, usize::MAX);
+    assert_eq!(
+        ids(&batch),
+        [2, 0],
+        "4 waits behind what is held of its key"
+    );
+}
+
+#[test]
 fn a_batch_is_bounded_in_bytes_but_for_one_large_task() {
     let mut queue = in_place();
     (10..14).for_each(|number| queue.push(passage(number, None)));

@@ -105,11 +105,11 @@ async fn a_task_whose_time_has_not_come_is_held() {
 #[tokio::test(start_paused = true)]
 async fn what_is_held_already_is_settled_when_it_comes_again() {
     let mut bench = start(false, 100);
-    let generation = 7;
-    bench.up(Session {
-        generation,
+    let session = Session {
+        generation: 7,
         ..session(1)
-    });
+    };
+    bench.up(session);
     bench.settle_down().await;
     let position = Position {
         commit_lsn: Lsn(100),
@@ -117,7 +117,7 @@ async fn what_is_held_already_is_settled_when_it_comes_again() {
     };
     bench
         .tell(Kept::Held {
-            generation,
+            session,
             keys: vec![Vec::new(); 2],
             positions: HashSet::from([position]),
         })

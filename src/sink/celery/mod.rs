@@ -4,11 +4,12 @@
 //!   Redis's default settings it is then in memory only; see below.
 //! - **A batch is applied whole or not at all**: one MULTI, with one LPUSH per list. Tasks that are unfit are rejected
 //!   before, and are not part of it.
-//! - **Repeats**: nothing on the broker's side drops a message that is sent again. It carries the same task id, and a
-//!   delivery tag of its own.
+//! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has and lets us write to our
+//!   own key there: each batch leaves a note of its tasks in its own transaction, and what is noted is not sent again. The
+//!   head of `ledger.rs` says how, and where it ends. A task that comes a second time nevertheless carries the same task
+//!   id, and a delivery tag of its own.
 //! - **Order**: tasks of one list stay in the order of the batches. Several workers, priorities, and tasks with an eta
-//!   break it beyond the broker, as they do for every producer. When a request times out, Redis may still have it, and
-//!   may apply it after the same batch has been sent again: late repeats, never a change in the order of the first ones.
+//!   break it beyond the broker, as they do for every producer.
 //! - **What the broker can lose**: all that was pushed since its last save, when it crashes without `appendonly yes` and
 //!   `appendfsync always`; whole lists under `maxmemory-policy allkeys-*`; writes that a replica had not yet got, at a
 //!   failover; a message whose worker dies, until the worker's visibility timeout has passed.
@@ -19,9 +20,11 @@
 mod backlog;
 mod batch;
 mod connection;
+mod ledger;
 mod outcome;
 mod redis;
 mod resp;
+mod transaction;
 pub mod url;
 
 use std::path::PathBuf;

@@ -80,6 +80,17 @@ pub(super) fn outage(trouble: Trouble, address: &Address) -> Outage {
     Outage(Cause::new(words))
 }
 
+/// Why our marks are refused, in words.
+pub(super) fn refused(refusal: &Refusal) -> String {
+    match refusal.code.as_str() {
+        "NOPERM" => "broker_url's user lacks rights: ACL SETUSER ... ~aftercommit:* +watch +unwatch +eval +hset +hget +hmget \
+             +hkeys +hdel +expire +type, and to read the queues' keys"
+            .to_owned(),
+        "WRONGTYPE" => "a key that begins with aftercommit:marks: is not ours: delete it".to_owned(),
+        code => worded(code, &refusal.text),
+    }
+}
+
 /// A refusal that we have no words for. Redis repeats the arguments of a command that it does not know: not for a log.
 fn worded(code: &str, text: &str) -> String {
     let text = text.split(", with args").next().unwrap_or_default();

@@ -7,17 +7,21 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
+use tracing::{info, warn};
 
 use super::Config;
-use super::batch::{Batch, Group};
+use super::batch::Batch;
 use super::connection::{Connection, Trouble};
-use super::outcome::{Verdict, judge, outage};
-use super::resp::{self, Reply};
+use super::ledger::{self, Claim, Entry};
+use super::outcome::{Verdict, judge, outage, refused};
+use super::resp::{self, Refusal, Reply};
+use super::transaction::{Sent, send};
 use super::url::Address;
 use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
+use crate::sink::marks::{Mark, Memory, Terms};
 use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What
@@ -34,10 +38,28 @@ pub struct Redis {
     defaults: Defaults,
     lists: Lists,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
-    connection: Option<Connection>,
+    link: Option<Link>,
+    memory: Memory,
+    /// It was said that marks are refused.
+    complained: bool,
     /// By exchange: when they were asked for, and what came; an outcome, where we cannot read them.
     bindings: HashMap<String, (Instant, Result<Vec<String>, Outcome>)>,
     batch: Batch,
+}
+
+/// A connection, and how it stands with the ledger.
+struct Link {
+    connection: Connection,
+    ledger: Ledger,
+}
+
+enum Ledger {
+    /// Not looked at yet.
+    Closed,
+    /// Ours, under this name.
+    Ours(String),
+    /// We may not write there.
+    Refused,
 }
 
 impl Redis {
@@ -55,53 +77,174 @@ impl Redis {
                 separator: config.sep.clone(),
                 steps: config.priority_steps.clone(),
             },
-            connection: None,
+            link: None,
+            memory: Memory::default(),
+            complained: false,
             bindings: HashMap::new(),
             batch: Batch::default(),
         }
     }
 
-    async fn push(&mut self, tasks: &[Task]) -> Result<Vec<Outcome>, Outage> {
-        let mut connection = self.connect().await?;
+    async fn push(&mut self, tasks: &[Task], terms: Option<Terms>) -> Result<Vec<Outcome>, Outage> {
+        let mut link = self.connect().await?;
         self.bindings
             .retain(|_, (asked, _)| asked.elapsed() < BINDINGS_FRESH);
         let mut forbidden = HashMap::new();
+        let mut gone: Option<Vec<u64>> = None;
+        let mut fenced = false;
         let outcomes = loop {
-            let (mut outcomes, unknown) = self.encode(tasks, &forbidden);
+            let marked = match &terms {
+                Some(terms) => self.open_ledger(&mut link, terms).await?.map(|owner| {
+                    let marks: Vec<Mark> = tasks.iter().map(Mark::of).collect();
+                    (terms, owner, marks)
+                }),
+                None => None,
+            };
+            let there = marked.as_ref().map(|(.., marks)| self.there(marks));
+            let there = there.unwrap_or_default();
+            let (mut outcomes, unknown) = self.encode(tasks, &there, &forbidden);
             if !unknown.is_empty() {
-                self.ask_bindings(&mut connection, unknown).await?;
+                self.ask_bindings(&mut link.connection, unknown).await?;
                 continue;
             }
             let groups = self.batch.groups();
-            let refused = match groups {
-                [] => break outcomes,
-                groups => send(&mut connection, groups).await,
-            };
-            match refused.map_err(|trouble| outage(trouble, &self.address))? {
-                Sent::Applied(refusals) => {
-                    retry_refused(groups, &refusals, &mut outcomes);
+            if groups.is_empty() {
+                self.tell_skipped(&there);
+                break outcomes;
+            }
+            let entry = marked.as_ref().map(|(terms, owner, marks)| {
+                let gone = gone.get_or_insert_with(|| self.memory.forget(terms.settled));
+                let sent = groups.iter().flat_map(|group| &group.tasks);
+                let sent = sent.filter_map(|index| marks.get(*index));
+                let number = self.memory.sends(sent, terms.turn);
+                let key = ledger::key(&self.lists.prefix, &terms.scope);
+                Entry::new(key, owner.clone(), number, groups, marks, gone)
+            });
+            let answer = send(&mut link.connection, groups, entry.as_ref()).await;
+            let answer = answer.map_err(|trouble| outage(trouble, &self.address))?;
+            if !answer.is_ours && matches!(link.ledger, Ledger::Ours(_)) {
+                link.ledger = Ledger::Closed;
+            }
+            if entry.is_some() && !matches!(answer.sent, Sent::Applied { .. }) {
+                self.memory.refused();
+            }
+            match answer.sent {
+                Sent::Applied { refusals, noted } => {
+                    for (at, cause) in refusals {
+                        for task in groups.get(at).map_or(&[][..], |group| &group.tasks) {
+                            if let Some(outcome) = outcomes.get_mut(*task) {
+                                *outcome = Outcome::Retry(cause.clone());
+                            }
+                        }
+                    }
+                    match noted {
+                        Some(Ok(bytes)) => self.memory.applied(bytes),
+                        Some(Err(refusal)) => {
+                            self.memory.refused();
+                            self.refuse_marks(&mut link, &refusal);
+                        }
+                        None => {}
+                    }
+                    self.tell_skipped(&there);
                     break outcomes;
                 }
                 // Nothing was applied: once more, without the lists that are not for us.
                 Sent::Aborted(refusals) => forbidden.extend(refusals),
+                // Nothing was applied: once more, without a mark.
+                Sent::Unmarked(refusal) => self.refuse_marks(&mut link, &refusal),
+                // Nothing was applied: somebody else has written into the ledger, or it is gone. Once more, after a look.
+                Sent::Fenced if !fenced => {
+                    link.ledger = Ledger::Closed;
+                    fenced = true;
+                }
+                Sent::Fenced => {
+                    link.ledger = Ledger::Closed;
+                    self.link = Some(link);
+                    return Err(self.contested());
+                }
                 Sent::Outage(cause) => {
                     return Err(Outage(Cause::new(format!("{}: {cause}", self.address))));
                 }
             }
         };
-        self.connection = Some(connection);
+        self.link = Some(link);
         Ok(outcomes)
     }
 
-    async fn connect(&mut self) -> Result<Connection, Outage> {
-        if let Some(mut connection) = self.connection.take()
-            && !connection.is_stale().await
+    async fn connect(&mut self) -> Result<Link, Outage> {
+        if let Some(mut link) = self.link.take()
+            && !link.connection.is_stale().await
         {
-            return Ok(connection);
+            return Ok(link);
         }
-        Connection::open(&self.address, self.tls.as_ref())
+        let connection = Connection::open(&self.address, self.tls.as_ref())
             .await
-            .map_err(|trouble| outage(trouble, &self.address))
+            .map_err(|trouble| outage(trouble, &self.address))?;
+        Ok(Link {
+            connection,
+            ledger: Ledger::Closed,
+        })
+    }
+
+    /// Makes the ledger of the batch's scope ours, and reads what we don't know of it. The name under which it is ours, or
+    /// `None` where we may not have one.
+    async fn open_ledger(
+        &mut self,
+        link: &mut Link,
+        terms: &Terms,
+    ) -> Result<Option<String>, Outage> {
+        let is_new = self.memory.enter(&terms.scope);
+        match &link.ledger {
+            Ledger::Ours(owner) if !is_new => return Ok(Some(owner.clone())),
+            Ledger::Refused => return Ok(None),
+            Ledger::Ours(_) | Ledger::Closed => {}
+        }
+        link.ledger = Ledger::Closed;
+        let key = ledger::key(&self.lists.prefix, &terms.scope);
+        let trouble = |trouble| outage(trouble, &self.address);
+        let claim = ledger::claim(&mut link.connection, &key).await;
+        let (owner, there) = match claim.map_err(trouble)? {
+            Claim::Ours { owner, there } => (owner, there),
+            Claim::Contested => return Err(self.contested()),
+            Claim::Refused(refusal) => {
+                self.refuse_marks(link, &refusal);
+                return Ok(None);
+            }
+        };
+        let unread = self.memory.unread(there);
+        let read = ledger::read(&mut link.connection, &key, unread).await;
+        self.memory.recall(read.map_err(trouble)?);
+        link.ledger = Ledger::Ours(owner.clone());
+        Ok(Some(owner))
+    }
+
+    /// Which tasks are there already; empty when none can be.
+    fn there(&self, marks: &[Mark]) -> Vec<bool> {
+        if self.memory.is_blank() {
+            return Vec::new();
+        }
+        marks.iter().map(|mark| self.memory.has(mark)).collect()
+    }
+
+    fn tell_skipped(&self, there: &[bool]) {
+        let tasks = there.iter().filter(|there| **there).count();
+        if tasks > 0 {
+            info!(redis = %self.address, tasks, "had them already; not sent again");
+        }
+    }
+
+    /// Marks are not for us here, as long as this connection lasts: tasks go without.
+    fn refuse_marks(&mut self, link: &mut Link, refusal: &Refusal) {
+        link.ledger = Ledger::Refused;
+        if !std::mem::replace(&mut self.complained, true) {
+            let cause = refused(refusal);
+            warn!(redis = %self.address, cause, "Redis keeps no marks for us: a lost answer or a crash may send tasks twice");
+        }
+    }
+
+    fn contested(&self) -> Outage {
+        let words = "another daemon with the same slot and sink writes to it, or our marks are taken away all the time";
+        Outage(Cause::new(format!("{}: {words}", self.address)))
     }
 
     /// Encodes the batch into `self.batch`. Returns an outcome per task, as it will be once all is applied, and the
@@ -109,6 +252,7 @@ impl Redis {
     fn encode(
         &mut self,
         tasks: &[Task],
+        there: &[bool],
         forbidden: &HashMap<Vec<u8>, Cause>,
     ) -> (Vec<Outcome>, HashSet<String>) {
         let now = clock::now();
@@ -117,6 +261,10 @@ impl Redis {
         let mut stopped: HashSet<&[u8]> = HashSet::new();
         self.batch.clear();
         for (index, task) in tasks.iter().enumerate() {
+            if there.get(index) == Some(&true) {
+                outcomes.push(Outcome::Delivered);
+                continue;
+            }
             if !stopped.is_empty() && task.key().is_some_and(|key| stopped.contains(key)) {
                 outcomes.push(Outcome::Retry(Cause::new(
                     "an earlier task of its key was not delivered",
@@ -191,113 +339,33 @@ impl Redis {
     }
 }
 
+impl Redis {
+    async fn push_in_time(
+        &mut self,
+        batch: &[Task],
+        terms: Option<Terms>,
+    ) -> Result<Vec<Outcome>, Outage> {
+        let limit = self.timeout;
+        let delivery = timeout(limit, self.push(batch, terms)).await;
+        self.batch.shrink();
+        delivery.unwrap_or_else(|_| {
+            let words = format!("{} has not answered within {limit:?}", self.address);
+            Err(Outage(Cause::new(words)))
+        })
+    }
+}
+
 impl Sink for Redis {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
-        Box::pin(async move {
-            let limit = self.timeout;
-            let delivery = timeout(limit, self.push(batch)).await;
-            self.batch.shrink();
-            delivery.unwrap_or_else(|_| {
-                let words = format!("{} has not answered within {limit:?}", self.address);
-                Err(Outage(Cause::new(words)))
-            })
-        })
+        Box::pin(self.push_in_time(batch, None))
+    }
+
+    fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms) -> Delivery<'a> {
+        Box::pin(self.push_in_time(batch, Some(terms)))
     }
 
     fn keeps(&self) -> Duration {
         KEPT_BY_WORKERS
-    }
-}
-
-enum Sent {
-    /// Applied, but for the lists that are listed with the reason.
-    Applied(Vec<(usize, Cause)>),
-    /// Nothing was applied, because of the lists that are listed.
-    Aborted(Vec<(Vec<u8>, Cause)>),
-    /// Nothing was applied.
-    Outage(Cause),
-}
-
-async fn send(connection: &mut Connection, groups: &[Group]) -> Result<Sent, Trouble> {
-    let mut frames = Vec::new();
-    let mut ends = Vec::with_capacity(groups.len());
-    resp::write_command(&mut frames, &[b"MULTI"]);
-    for group in groups {
-        resp::write_header(&mut frames, b'*', group.tasks.len() + 2);
-        resp::write_bulk(&mut frames, b"LPUSH");
-        resp::write_bulk(&mut frames, &group.list);
-        ends.push(frames.len());
-    }
-    let mut request = Vec::with_capacity(2 * groups.len() + 1);
-    let mut start = 0;
-    for (group, end) in groups.iter().zip(ends) {
-        request.push(IoSlice::new(frames.get(start..end).unwrap_or_default()));
-        request.push(IoSlice::new(&group.messages));
-        start = end;
-    }
-    let mut exec = Vec::new();
-    resp::write_command(&mut exec, &[b"EXEC"]);
-    request.push(IoSlice::new(&exec));
-    let mut replies = connection.ask(&request, groups.len() + 2).await?;
-    let executed = replies.pop();
-    match (replies.first(), executed) {
-        (Some(Reply::Simple(_)), Some(Reply::Array(Some(pushed))))
-            if pushed.len() == groups.len() =>
-        {
-            Ok(applied(groups, &pushed))
-        }
-        (Some(Reply::Simple(_)), Some(Reply::Error(aborted))) => {
-            let queued = replies.get(1..).unwrap_or_default();
-            match refused(groups, queued) {
-                Some(sent) => Ok(sent),
-                // No command of ours was refused, but EXEC itself.
-                None => Err(Trouble::Refused(aborted)),
-            }
-        }
-        (Some(Reply::Error(refusal)), _) => Err(Trouble::Refused(refusal.clone())),
-        _ => Err(Trouble::NotRedis),
-    }
-}
-
-/// Reads EXEC's replies. A command that fails there does not undo the others.
-fn applied(groups: &[Group], replies: &[Reply]) -> Sent {
-    let mut refusals = Vec::new();
-    for (at, (group, reply)) in groups.iter().zip(replies).enumerate() {
-        if let Reply::Error(refusal) = reply {
-            let cause = match judge(refusal, &group.list) {
-                Verdict::Outage(cause) | Verdict::ListRetry(cause) | Verdict::ListReject(cause) => {
-                    cause
-                }
-            };
-            refusals.push((at, cause));
-        }
-    }
-    Sent::Applied(refusals)
-}
-
-/// Reads the replies of commands that were to be queued, one of which at least was refused.
-fn refused(groups: &[Group], replies: &[Reply]) -> Option<Sent> {
-    let mut lists = Vec::new();
-    for (group, reply) in groups.iter().zip(replies) {
-        if let Reply::Error(refusal) = reply {
-            match judge(refusal, &group.list) {
-                Verdict::Outage(cause) => return Some(Sent::Outage(cause)),
-                Verdict::ListRetry(cause) | Verdict::ListReject(cause) => {
-                    lists.push((group.list.clone(), cause))
-                }
-            }
-        }
-    }
-    (!lists.is_empty()).then_some(Sent::Aborted(lists))
-}
-
-fn retry_refused(groups: &[Group], refusals: &[(usize, Cause)], outcomes: &mut [Outcome]) {
-    for (at, cause) in refusals {
-        for task in groups.get(*at).map_or(&[][..], |group| &group.tasks) {
-            if let Some(outcome) = outcomes.get_mut(*task) {
-                *outcome = Outcome::Retry(cause.clone());
-            }
-        }
     }
 }
 

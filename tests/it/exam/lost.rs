@@ -83,7 +83,7 @@ async fn dropped(sheet: &Sheet) {
     }
     load.stop().await;
     sheet.at_least("slots dropped", rounds, rounds);
-    trial.conclude(life, Outlet::Redis.duplicates(again)).await;
+    trial.conclude(life, again).await;
 }
 
 /// Waits until it has settled what was in the table, for the so many-th time.
@@ -130,7 +130,7 @@ async fn invalidated(sheet: &Sheet) {
     trial.recovery(back, SERVER_BACK).await;
     is_healed(&mut life, 1).await;
     load.stop().await;
-    trial.conclude(life, Outlet::Redis.duplicates(again)).await;
+    trial.conclude(life, again).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -186,9 +186,7 @@ async fn with_slot(sheet: Sheet) {
         let load = trial.load();
         trial.recovery(Instant::now(), SERVER_BACK).await;
         load.stop().await;
-        trial
-            .conclude(life, Outlet::Redis.duplicates(exposed))
-            .await;
+        trial.conclude(life, exposed).await;
     }
 }
 
@@ -218,6 +216,6 @@ async fn without_slot(sheet: Sheet) {
         trial.recovery(Instant::now(), SERVER_BACK).await;
         is_healed(&mut life, 1).await;
         load.stop().await;
-        trial.conclude(life, Outlet::Redis.duplicates(again)).await;
+        trial.conclude(life, again).await;
     }
 }

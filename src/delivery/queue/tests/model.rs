@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::delivery::Message;
+use crate::intake::Confirmation;
 
 /// A row of the hold table.
 #[derive(Clone, Debug)]
@@ -64,7 +65,11 @@ impl Hold {
         removed_keys.retain(|key| self.rows.values().all(|row| row.key != Some(*key)));
         let hash = |key: &u8| queue.hasher.hash(key.to_string().as_bytes());
         let freed = removed_keys.iter().map(hash).collect();
-        self.inbox.push_back(Message::Written { seq, freed });
+        self.inbox.push_back(Message::Written {
+            seq,
+            freed,
+            saved: Confirmation::default(),
+        });
     }
 
     /// The lane takes so many messages.
@@ -73,8 +78,8 @@ impl Hold {
         for message in self.inbox.drain(..count) {
             match message {
                 Message::Tasks(passages) => queue.extend(passages),
-                Message::Written { seq, freed } => queue.written(seq, &freed),
-                Message::Held(_) => {}
+                Message::Written { seq, freed, .. } => queue.written(seq, &freed),
+                Message::Begins { .. } => {}
             }
         }
     }
