@@ -10,7 +10,7 @@ mod rule;
 pub use keeper::{Keeper, News, Wishes};
 pub use key::KeyHasher;
 pub use lane::Lane;
-pub use report::{Buried, Ids, Report, Rows, Work, Written};
+pub use report::{Ids, Report, Rows, Work, Written};
 pub use rule::Rule;
 
 use crate::outbox::Task;
