@@ -99,7 +99,7 @@ query() { psql -Xq -v ON_ERROR_STOP=1 "$@"; }
 if ! psql -XAtc "select 1" >/dev/null 2>&1; then
     createdb bench
     query -f "$here/backlog.sql"
-    for file in schema outbox enqueue hold hold_functions checkpoint; do query -f "$here/../sql/$file.sql"; done
+    for file in schema outbox enqueue hold hold_functions checkpoint partitions; do query -f "$here/../sql/$file.sql"; done
     query -f "$here/own.sql"
 fi
 part=$([ -n "$small" ] && echo 20 || echo 1)

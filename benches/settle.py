@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What happens to settled rows, and to tasks whose sink is away: what it costs, and how fast it is, on an outbox of our own.
 
-    settle.py retention|hold --daemon PROGRAM --rows N [--rounds R] [--keep ...]
+    settle.py retention|hold --daemon PROGRAM --rows N [--rounds R] [--modes keep,delete,partition]
 
 retention: the same rows go to Redis, once for each retention, in turns. hold: they go to Redis (direct), then to the hold table,
 since no Redis is there (spilling), and from there to Redis when it is (draining); with keys and without.
@@ -72,15 +72,17 @@ class Server(threading.Thread):
 class Daemon:
     """A run of the daemon over the rows of the outbox, from a slot of its own."""
 
-    def __init__(self, args, keyed):
-        sql("truncate aftercommit.outbox, aftercommit.hold")
+    def __init__(self, args, retention, keyed):
+        self.retention, self.table = retention, "parted" if retention == "partition" else "outbox"
+        sql("call make_partition()")
+        sql("truncate aftercommit.outbox, aftercommit.parted, aftercommit.hold")
         sql("checkpoint")
         self.slot = f"settle_{os.getpid()}_{time.monotonic_ns() // 1000}"
         sql(f"select pg_create_logical_replication_slot('{self.slot}', 'pgoutput')")
         self.args, self.wal = args, [wal()]
         # As the application would have it: the bench does not wait for its commits.
         subprocess.run(
-            ["psql", "-Xqc", f"call load_own({args.rows}, {keyed})"],
+            ["psql", "-Xqc", f"call load_own('aftercommit.{self.table}', {args.rows}, {keyed})"],
             check=True, env=os.environ | {"PGOPTIONS": "-c synchronous_commit=off"},
         )  # fmt: skip
         self.end = sql("select pg_current_wal_insert_lsn()")
@@ -88,9 +90,9 @@ class Daemon:
         sql("select pg_switch_wal()")
         self.wal.append(wal())
 
-    def start(self, retention, port, until):
+    def start(self, port, until):
         command = [self.args.daemon, "run", "-c", str(HERE / "own.toml"), *(["--until", self.end] if until else [])]
-        environment = os.environ | {"SLOT": self.slot, "RETENTION": retention, "REDIS_PORT": str(port)}
+        environment = os.environ | {"SLOT": self.slot, "RETENTION": self.retention, "TABLE": self.table, "REDIS_PORT": str(port)}
         log = open(Path(os.environ["BENCH_HOME"]) / "last-run.log", "w")
         self.server = Server()
         self.server.start()
@@ -139,8 +141,10 @@ def wal():
     return int(sql("select pg_current_wal_insert_lsn() - '0/0'::pg_lsn"))
 
 
-def size():
-    return int(sql("select pg_table_size('aftercommit.outbox') + pg_indexes_size('aftercommit.outbox')"))
+def size(table):
+    """Bytes of a table and its indexes, partitions included."""
+    return int(sql(f"select coalesce(sum(pg_total_relation_size(oid)), 0) from pg_class where oid = 'aftercommit.{table}'::regclass "
+                   f"or oid in (select inhrelid from pg_inherits where inhparent = 'aftercommit.{table}'::regclass)"))  # fmt: skip
 
 
 def retention(args):
@@ -159,7 +163,7 @@ def retention(args):
         print(f"| {mode} | {args.rows / median(mode, 'pushed'):,.0f} | {ratio(mode, 'pushed'):.2f} | {ratio(mode, 'settled'):.2f} "
               f"| {median(mode, 'daemon'):.2f} | {median(mode, 'walsender'):.2f} | {median(mode, 'keeper'):.2f} "
               f"| {median(mode, 'memory'):.0f} |")  # fmt: skip
-    print("\n| bytes per row | WAL of the INSERT | WAL of settling | WAL of vacuum | table and index | after vacuum |\n|" + "---|" * 6)
+    print("\n| bytes per row | WAL of the INSERT | WAL of settling | WAL of vacuum, or DROP | table and index | behind it |\n|" + "---|" * 6)
     for mode in modes:
         print(f"| {mode} | " + " | ".join(f"{median(mode, what):,.0f}" for what in
               ("wal_insert", "wal_settle", "wal_vacuum", "size", "size_after")) + " |")  # fmt: skip
@@ -167,18 +171,19 @@ def retention(args):
 
 def settled(args, mode):
     subprocess.run(["redis-cli", "-p", os.environ["REDIS_PORT"], "flushall"], check=True, capture_output=True)
-    daemon, tasks = Daemon(args, True), Tasks(int(os.environ["REDIS_PORT"]))
-    daemon.start(mode, os.environ["REDIS_PORT"], True)
+    daemon, tasks = Daemon(args, mode, True), Tasks(int(os.environ["REDIS_PORT"]))
+    daemon.start(os.environ["REDIS_PORT"], True)
     pushed = daemon.wait("delivery", lambda: tasks.count() >= args.rows)
     cpu = daemon.finish()
     done = time.monotonic() - daemon.began
-    left = int(sql("select count(*) from aftercommit.outbox"))
-    if left != (args.rows if mode == "keep" else 0):
+    left = int(sql(f"select count(*) from aftercommit.{daemon.table}"))
+    if left != (0 if mode == "delete" else args.rows):
         sys.exit(f"{mode}: {left} rows are left")
     daemon.wal.append(wal())
-    before = size()
+    before = size(daemon.table)
     daemon.drop()
-    sql("vacuum aftercommit.outbox")
+    # What clears up behind it: the daemon drops a partition when its time is over, which is too long for a bench.
+    sql("drop table aftercommit.parted_now" if mode == "partition" else "vacuum aftercommit.outbox")
     daemon.wal.append(wal())
     per_row = lambda figure: figure / args.rows
     wals = [per_row(b - a) for a, b in zip(daemon.wal, daemon.wal[1:])]
@@ -187,7 +192,7 @@ def settled(args, mode):
         "walsender": 1e6 * per_row(daemon.server.of("walsender")),
         "keeper": 1e6 * per_row(daemon.server.of("aftercommit keeper")),
         "wal_insert": wals[0], "wal_settle": wals[1], "wal_vacuum": wals[2],
-        "size": per_row(before), "size_after": per_row(size()),
+        "size": per_row(before), "size_after": per_row(size(daemon.table)),
     }  # fmt: skip
 
 
@@ -202,17 +207,18 @@ def hold(args):
             print(f"# hold {turn + 1}/{args.rounds}, {kind}: {one}", file=sys.stderr)
     median = lambda kind, what: statistics.median(run[what] for run in runs[kind])
     print(f"\n| {args.rows:,} tasks, {args.rounds} runs | direct, tasks/s | spilling | draining | draining × direct "
-          "| keeper's backend, spilling µs/task | draining | MB |\n|" + "---|" * 8)  # fmt: skip
+          "| keeper's backend, spilling µs/task | draining | WAL, spilling B/task | draining | MB |\n|" + "---|" * 10)  # fmt: skip
     for kind in kinds:
         ratio = statistics.median(run["draining"] / run["direct"] for run in runs[kind])
         print(f"| {kind} | {median(kind, 'direct'):,.0f} | {median(kind, 'spilling'):,.0f} | {median(kind, 'draining'):,.0f} "
-              f"| {ratio:.2f} | {median(kind, 'cpu_spilling'):.1f} | {median(kind, 'cpu_draining'):.1f} | {median(kind, 'memory'):.0f} |")  # fmt: skip
+              f"| {ratio:.2f} | {median(kind, 'cpu_spilling'):.1f} | {median(kind, 'cpu_draining'):.1f} "
+              f"| {median(kind, 'wal_spilling'):,.0f} | {median(kind, 'wal_draining'):,.0f} | {median(kind, 'memory'):.0f} |")  # fmt: skip
 
 
 def settled_directly(args, keyed):
     subprocess.run(["redis-cli", "-p", os.environ["REDIS_PORT"], "flushall"], check=True, capture_output=True)
-    daemon, tasks = Daemon(args, keyed), Tasks(int(os.environ["REDIS_PORT"]))
-    daemon.start("delete", os.environ["REDIS_PORT"], False)
+    daemon, tasks = Daemon(args, "delete", keyed), Tasks(int(os.environ["REDIS_PORT"]))
+    daemon.start(os.environ["REDIS_PORT"], False)
     first = daemon.wait("delivery", lambda: tasks.count() > 0)
     last = daemon.wait("delivery", lambda: tasks.count() >= args.rows)
     daemon.finish()
@@ -223,13 +229,14 @@ def settled_directly(args, keyed):
 def spilled(args, keyed):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    daemon, tasks = Daemon(args, keyed), Tasks(port)
+    daemon, tasks = Daemon(args, "delete", keyed), Tasks(port)
     held = lambda: sql("select exists (select from aftercommit.hold)") == "t"
-    daemon.start("delete", port, False)
+    daemon.start(port, False)
     first = daemon.wait("spilling", held)
     last = daemon.wait("spilling", daemon.confirmed, 0.02)
     time.sleep(0.2)
     cpu = daemon.server.of("aftercommit keeper")
+    daemon.wal.append(wal())
     redis = subprocess.Popen(
         ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
          "--dir", os.environ["BENCH_HOME"], "--logfile", os.environ["BENCH_HOME"] + "/redis-hold.log"]
@@ -239,6 +246,7 @@ def spilled(args, keyed):
         drained = daemon.wait("draining", lambda: tasks.count() >= args.rows)
         empty = daemon.wait("draining", lambda: not held(), 0.02)
         daemon.finish()
+        daemon.wal.append(wal())
         daemon.drop()
         count = tasks.count()
     finally:
@@ -249,6 +257,8 @@ def spilled(args, keyed):
     return {
         "spilling": args.rows / (last - first), "draining": args.rows / (drained - back), "memory": daemon.memory,
         "emptied": empty - drained,
+        "wal_spilling": (daemon.wal[2] - daemon.wal[1]) / args.rows,
+        "wal_draining": (daemon.wal[3] - daemon.wal[2]) / args.rows,
         "cpu_spilling": 1e6 * cpu / args.rows,
         "cpu_draining": 1e6 * (daemon.server.of("aftercommit keeper") - cpu) / args.rows,
     }  # fmt: skip
@@ -260,7 +270,7 @@ def main():
     parser.add_argument("--daemon", required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--modes", default="keep,delete", help="the first is what the others are compared with")
+    parser.add_argument("--modes", default="keep,delete,partition", help="the first is what the others are compared with")
     args = parser.parse_args()
     {"retention": retention, "hold": hold}[args.part](args)
 

@@ -1,8 +1,8 @@
 //! Floor 7: the loop between the stream and the lanes. It selects, makes an event of what is ready, and handles it.
 //!
 //! The relay owns the gate's queue and the watermark. One direction: items come from the intake, wait at the gate until
-//! their transaction is visible, are routed and go into a lane; reports come back and move the watermark; its position
-//! goes to the intake, which confirms it.
+//! their transaction is visible, are routed and go into a lane; reports come back and move the watermark. Its position,
+//! and what became of the tasks, goes to the keeper, who writes it down and lets the intake confirm it.
 
 mod gatehouse;
 mod ledger;
@@ -16,7 +16,6 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 use tracing::{info, warn};
 
 pub use self::gatehouse::Gate;
@@ -28,6 +27,7 @@ pub use self::phase::End;
 use self::phase::Phase;
 use self::strain::Strain;
 use crate::budget::Memory;
+use crate::clock;
 use crate::delivery::{KeyHasher, News as Kept, Report, Wishes, Work};
 use crate::failpoint::{self, Point};
 use crate::gate::clearance::Clearance;
@@ -249,7 +249,7 @@ impl Relay {
             biased;
             // 1. A change of phase.
             Ok(()) = self.channels.signals.changed() => Wake::Signal(*self.channels.signals.borrow()),
-            () = sleep_until(deadline), if deadline.is_some() => Wake::Deadline,
+            () = clock::sleep_until(deadline), if deadline.is_some() => Wake::Deadline,
             changed = self.channels.line.changed(), if !self.intake_halted => match changed {
                 Ok(()) => Wake::Line,
                 Err(_) => Wake::IntakeGone,
@@ -257,7 +257,7 @@ impl Relay {
             // 2. Outcomes.
             report = self.channels.reports.recv() => report.map_or(Wake::PartGone, Wake::Report),
             kept = self.channels.kept.recv() => kept.map_or(Wake::PartGone, Wake::Kept),
-            () = sleep_until(strain_at), if strain_at.is_some() => Wake::Strained,
+            () = clock::sleep_until(strain_at), if strain_at.is_some() => Wake::Strained,
             // 3. The gate.
             Some(news) = self.gatehouse.news() => Wake::News(news),
             // 4. Intake, only with budget in hand. That it has ended, the line tells.
@@ -422,12 +422,6 @@ impl Relay {
             info!(?until, "everything up to there is settled");
             self.drain(End::Clean);
         }
-    }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    if let Some(deadline) = deadline {
-        tokio::time::sleep_until(deadline).await;
     }
 }
 

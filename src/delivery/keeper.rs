@@ -30,10 +30,11 @@ use self::line::ended;
 use super::KeyHasher;
 use super::report::{self, Work, Written};
 use crate::backoff::Backoff;
-use crate::hold::{self, Released};
+use crate::clock;
+use crate::hold::Released;
 use crate::intake::{Confirmation, Line, Session};
 use crate::outbox::{Position, TableName};
-use crate::replication::{Policy, Target};
+use crate::replication::{Error, Place, Policy, Target};
 
 /// Rounds that only delete rows are no closer together: at low rates one transaction of ours serves many of the
 /// application's.
@@ -184,7 +185,7 @@ impl Running {
             work = self.keeper.work.recv(), if self.waiting.is_none() => {
                 self.take(work.ok_or(Gone)?).await
             }
-            () = until(ready_at), if ready_at.is_some() => match self.waiting.take() {
+            () = clock::sleep_until(ready_at), if ready_at.is_some() => match self.waiting.take() {
                 Some((work, _)) => self.settle(work).await,
                 None => Ok(()),
             },
@@ -302,11 +303,11 @@ impl Running {
                     self.not_ours().await?;
                     continue;
                 }
-                Ok(Err(error)) => hold::remedied(error).to_string(),
-                Err(_) => format!("no answer within {ROUND_TIMEOUT:?}"),
+                Ok(Err(error)) => error,
+                Err(_) => Error::timeout(Place::Sql, ROUND_TIMEOUT),
             };
             let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";
-            self.failed(&error, words).await?;
+            self.failed(error, words).await?;
         }
     }
 
@@ -342,11 +343,5 @@ impl Running {
 
     async fn tell(&mut self, news: News) -> Result<(), Gone> {
         self.keeper.news.send(news).await.map_err(|_| Gone)
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    if let Some(at) = at {
-        sleep_until(at).await;
     }
 }

@@ -273,7 +273,7 @@ impl Running {
         };
         let received = tokio::select! {
             message = self.lane.inbox.recv(), if self.open => Some(message),
-            () = sleep_until(pause), if pause.is_some() => None,
+            () = clock::sleep_until(pause), if pause.is_some() => None,
             Ok(()) = self.lane.strain.changed() => None,
             () = self.lane.reports.closed() => return false,
         };
@@ -336,11 +336,5 @@ fn at() -> At {
         now: Instant::now().into_std(),
         wall: clock::now(),
         random: fastrand::f64(),
-    }
-}
-
-async fn sleep_until(due: Option<Instant>) {
-    if let Some(due) = due {
-        tokio::time::sleep_until(due).await;
     }
 }

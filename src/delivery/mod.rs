@@ -12,7 +12,7 @@ pub use keeper::{Keeper, News, Wishes};
 pub use key::KeyHasher;
 pub use lane::Lane;
 pub use marking::Marking;
-pub use report::{Buried, Ids, Report, Rows, Work, Written};
+pub use report::{Ids, Report, Rows, Work, Written};
 pub use rule::Rule;
 
 use crate::intake::{Confirmation, Identity};

@@ -1,6 +1,6 @@
 //! Pure: what a lane reports to the relay, and what the relay gives the keeper to write down.
 
-use crate::hold::{Park, Postponed};
+use crate::hold::{Buried, Park, Postponed};
 use crate::outbox::Task;
 use crate::watermark::Ticket;
 
@@ -44,19 +44,6 @@ impl Ids {
             .zip(&self.ends)
             .filter_map(|(start, end)| self.text.get(start..*end))
     }
-}
-
-/// A held task that is given up.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Buried {
-    /// Its row.
-    pub hold_id: i64,
-    /// How often it was tried.
-    pub attempts: u32,
-    /// Why it cannot be delivered.
-    pub error: String,
-    /// Whether later tasks of its key wait for it.
-    pub blocks: bool,
 }
 
 /// What became of tasks that came from the hold table.

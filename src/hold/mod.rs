@@ -117,3 +117,16 @@ pub struct Postponed {
     /// Why it was not delivered.
     pub error: String,
 }
+
+/// A held task that is given up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Buried {
+    /// Its row.
+    pub hold_id: i64,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// Why it cannot be delivered.
+    pub error: String,
+    /// Whether later tasks of its key wait for it.
+    pub blocks: bool,
+}

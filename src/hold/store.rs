@@ -4,7 +4,7 @@ use tokio_postgres::types::{PgLsn, ToSql, Type};
 use tokio_postgres::{Error as SqlError, Row, Transaction};
 
 use super::wire::{At, clean, count, micros, to_pg_lsn};
-use super::{Park, Postponed};
+use super::{Buried, Park, Postponed};
 use crate::outbox::Field;
 use crate::replication::Error;
 
@@ -342,10 +342,7 @@ pub async fn postpone(db: &Transaction<'_>, rows: &[Postponed]) -> Result<(), Er
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then.
-pub async fn bury(
-    db: &Transaction<'_>,
-    rows: &[(i64, u32, String, bool)],
-) -> Result<Vec<(String, String)>, Error> {
+pub async fn bury(db: &Transaction<'_>, rows: &[Buried]) -> Result<Vec<(String, String)>, Error> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -368,10 +365,10 @@ pub async fn bury(
         in_queue_of!("h"),
         " order by q.hold_id limit 1) is null"
     );
-    let ids: Vec<i64> = rows.iter().map(|row| row.0).collect();
-    let attempts: Vec<i32> = rows.iter().map(|row| count(row.1)).collect();
-    let errors: Vec<String> = rows.iter().map(|row| clean(&row.2)).collect();
-    let blocks: Vec<bool> = rows.iter().map(|row| row.3).collect();
+    let ids: Vec<i64> = rows.iter().map(|row| row.hold_id).collect();
+    let attempts: Vec<i32> = rows.iter().map(|row| count(row.attempts)).collect();
+    let errors: Vec<String> = rows.iter().map(|row| clean(&row.error)).collect();
+    let blocks: Vec<bool> = rows.iter().map(|row| row.blocks).collect();
     let stated: [(&(dyn ToSql + Sync), Type); 4] = [
         (&ids, Type::INT8_ARRAY),
         (&attempts, Type::INT4_ARRAY),

@@ -6,7 +6,7 @@ use super::Relay;
 use super::timing::not_before;
 use crate::delivery::{News, Origin, Passage, Report, Rows, Written};
 use crate::failpoint::{self, Point};
-use crate::hold::{Park, Released, State};
+use crate::hold::{Buried, Park, Released, State};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
 use crate::watermark::Ticket;
@@ -169,7 +169,7 @@ impl Relay {
                 cause = NO_ROUTE,
                 "dead: this held task has no sink any more"
             );
-            rows.buried.push(crate::delivery::Buried {
+            rows.buried.push(Buried {
                 hold_id,
                 attempts,
                 error: NO_ROUTE.to_owned(),

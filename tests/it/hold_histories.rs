@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aftercommit::hold::{self, Batch, Park, Postponed, State};
+use aftercommit::hold::{self, Batch, Buried, Park, Postponed, State};
 use aftercommit::outbox::Field;
 use fastrand::Rng;
 use tokio_postgres::Client;
@@ -165,7 +165,12 @@ impl History {
             }
             _ => {
                 let blocks = self.rng.bool();
-                let rows = [(*first, 9, String::new(), blocks)];
+                let rows = [Buried {
+                    hold_id: *first,
+                    attempts: 9,
+                    error: String::new(),
+                    blocks,
+                }];
                 hold::bury(&db, &rows).await.expect("buried");
                 match blocks {
                     true => ids.iter().for_each(|id| drop(self.in_flight.remove(id))),

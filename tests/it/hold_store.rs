@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use aftercommit::hold::{
-    self, Batch, Checkpoint, Park, Postponed, Released, State, delete_settled,
+    self, Batch, Buried, Checkpoint, Park, Postponed, Released, State, delete_settled,
 };
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
@@ -76,7 +76,12 @@ impl Store {
     pub(crate) async fn bury(&mut self, rows: &[(i64, bool)]) -> Vec<(String, String)> {
         let rows: Vec<_> = rows
             .iter()
-            .map(|(id, blocks)| (*id, 9, "gone".to_owned(), *blocks))
+            .map(|(id, blocks)| Buried {
+                hold_id: *id,
+                attempts: 9,
+                error: "gone".to_owned(),
+                blocks: *blocks,
+            })
             .collect();
         let db = self.db.transaction().await.expect("a transaction");
         let mut freed = hold::bury(&db, &rows).await.expect("buried");

@@ -257,7 +257,7 @@ async fn what_expires_is_dead_with_the_reason_and_never_sent() {
     let exam = Exam::start();
     let daemon = Daemon::start(&config(
         &exam,
-        "backoff = \"100ms..200ms\", hold_after = \"0s\"",
+        "attempts = 1000, backoff = \"100ms..200ms\", hold_after = \"0s\"",
     ));
     exam.postgres.psql(&format!(
         "insert into aftercommit.outbox (task, key, options, run_at, expires_at) values

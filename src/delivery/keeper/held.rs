@@ -38,10 +38,7 @@ impl Running {
                 .await
             }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
-            Err(error) => {
-                self.failed(&error.to_string(), "the hold table cannot be read")
-                    .await
-            }
+            Err(error) => self.failed(error, "the hold table cannot be read").await,
         }
     }
 

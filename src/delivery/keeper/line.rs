@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use tracing::warn;
 
 use super::{Gone, Running};
+use crate::hold;
 use crate::intake::{Line, Session};
 use crate::replication::{Error, connect_sql};
 use crate::units::BackoffRange;
@@ -48,10 +49,11 @@ impl Running {
     }
 
     /// Something failed: the connection is given up; pauses.
-    pub(super) async fn failed(&mut self, error: &str, words: &'static str) -> Result<(), Gone> {
+    pub(super) async fn failed(&mut self, error: Error, words: &'static str) -> Result<(), Gone> {
         self.client = None;
         let pause = self.trouble.next(fastrand::f64());
-        warn!(error, attempt = self.trouble.attempts(), "{words}");
+        let error = hold::remedied(error);
+        warn!(%error, attempt = self.trouble.attempts(), "{words}");
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
             () = self.keeper.news.closed() => Err(Gone),

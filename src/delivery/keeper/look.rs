@@ -134,13 +134,7 @@ impl Running {
                 self.tell(News::Released(released)).await
             }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
-            Err(error) => {
-                self.failed(
-                    &hold::remedied(error).to_string(),
-                    "the hold table cannot be read",
-                )
-                .await
-            }
+            Err(error) => self.failed(error, "the hold table cannot be read").await,
         }
     }
 

@@ -63,11 +63,7 @@ impl Running {
         hold::park(&transaction, &keeper.slot, &work.parks).await?;
         let mut freed = hold::remove(&transaction, &work.rows.removed).await?;
         hold::postpone(&transaction, &work.rows.postponed).await?;
-        let buried = work.rows.buried.iter();
-        let buried: Vec<(i64, u32, String, bool)> = buried
-            .map(|row| (row.hold_id, row.attempts, row.error.clone(), row.blocks))
-            .collect();
-        freed.extend(hold::bury(&transaction, &buried).await?);
+        freed.extend(hold::bury(&transaction, &work.rows.buried).await?);
         let (again, rest) = stuck.parts();
         let mut left = rest.to_vec();
         if let Some(column) = &keeper.delete_by {

@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use super::{At, LaneQueue, Order, Tries, Waiting};
 use crate::backoff::Backoff;
-use crate::delivery::report::Buried;
 use crate::delivery::{Origin, Passage};
-use crate::hold::{Park, Postponed, State};
+use crate::hold::{Buried, Park, Postponed, State};
 use crate::sink::{Cause, Outcome};
 
 /// What became of the first task of a key that failed in the batch in hand: those behind it follow.
