@@ -78,33 +78,23 @@ begin
 end
 $function$;
 
--- Whoever deletes a row, those behind it go on. The daemon sees to that by itself, with the look that it takes anyway.
+-- Whoever deletes a row, those behind it go on. The daemon sees to that by itself, and for many rows at once; for it, this
+-- is not even queued.
 create or replace function aftercommit.hold_after_delete() returns trigger
 language plpgsql volatile
 set search_path = ''
 as $function$
-declare
-  slots text[];
-  sinks text[];
-  keys text[];
 begin
-  if current_setting('aftercommit.sees_to_queues', true) = 'on' then
-    return null;
-  end if;
-  select array_agg(k.slot), array_agg(k.sink), array_agg(k.key) into slots, sinks, keys
-  from (select distinct g.slot, g.sink, g.key from gone g where g.blocks) k;
-  if slots is not null then
-    perform aftercommit.hold_lock(s) from (select distinct s from unnest(slots) s order by s) s;
-    perform aftercommit.hold_advance(slots, sinks, keys);
-  end if;
+  perform aftercommit.hold_lock(old.slot);
+  perform aftercommit.hold_advance(array[old.slot], array[old.sink], array[old.key]);
   return null;
 end
 $function$;
 
 create or replace trigger hold_after_delete
   after delete on aftercommit.hold
-  referencing old table as gone
-  for each statement execute function aftercommit.hold_after_delete();
+  for each row when (old.blocks and current_setting('aftercommit.sees_to_queues', true) is distinct from 'on')
+  execute function aftercommit.hold_after_delete();
 
 -- A scheduled task whose time has come while a task of its key is held waits in that queue from now on, behind all that
 -- has come before its time: it gets a new hold_id. Several do so in the order in which they were due. One that an open
@@ -172,7 +162,7 @@ as $function$
 $function$;
 
 -- Drops held tasks, and says how many. One that is being sent at this moment may still arrive; one that an open
--- transaction is cancelling is passed over.
+-- transaction is cancelling is passed over. Those behind them go on.
 create or replace function aftercommit.hold_discard(hold_ids bigint[]) returns bigint
 language plpgsql volatile
 set search_path = ''

@@ -16,8 +16,9 @@ mod line;
 mod look;
 mod round;
 mod stuck;
+mod under_way;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use self::line::ended;
+use self::under_way::UnderWay;
 use super::KeyHasher;
 use super::report::{self, Work, Written};
 use crate::backoff::Backoff;
@@ -128,10 +130,10 @@ struct Running {
     retained: u64,
     /// What the relay was told of that.
     lags: bool,
-    /// Released tasks that are under way: row and size.
-    under_way: HashMap<i64, usize>,
-    /// Bytes of them.
-    bytes: usize,
+    /// Released tasks that are under way.
+    under_way: UnderWay,
+    /// When the looks start over, from what is due first.
+    starts_over: Instant,
     /// When to look into the hold table again.
     next_look: Instant,
     /// Due rows that are left out of the looks for a while.
@@ -148,6 +150,8 @@ impl Keeper {
     /// Keeps until there is no more work to come.
     pub async fn run(self) {
         let probes = self.sinks.iter().map(|_| look::Probe::new()).collect();
+        // One more, for what is held for a sink that is no more.
+        let under_way = UnderWay::new(self.sinks.len() + 1, self.release_bytes);
         let now = Instant::now();
         let mut running = Running {
             keeper: self,
@@ -161,8 +165,8 @@ impl Keeper {
             stuck: stuck::Stuck::new(),
             retained: 0,
             lags: false,
-            under_way: HashMap::new(),
-            bytes: 0,
+            under_way,
+            starts_over: now,
             next_look: now,
             passed_over: look::PassedOver::new(),
             probes,
@@ -248,8 +252,11 @@ impl Running {
             *known = confirmation;
             news
         });
-        for hold_id in work.rows.hold_ids() {
-            self.bytes -= self.under_way.remove(&hold_id).unwrap_or_default();
+        for hold_id in work.rows.changed_ids() {
+            self.under_way.end(hold_id);
+        }
+        for hold_id in &work.rows.returned {
+            self.under_way.give_back(*hold_id);
         }
         if work.changes_hold() || !work.rows.is_empty() {
             self.next_look = Instant::now();

@@ -78,12 +78,11 @@ impl Rows {
         self.returned.append(&mut other.returned);
     }
 
-    /// Their rows.
-    pub fn hold_ids(&self) -> impl Iterator<Item = i64> {
+    /// Their rows, but for those that are given back as they are.
+    pub fn changed_ids(&self) -> impl Iterator<Item = i64> {
         let postponed = self.postponed.iter().map(|row| row.hold_id);
         let buried = self.buried.iter().map(|row| row.hold_id);
-        let settled = self.removed.iter().chain(&self.returned).copied();
-        settled.chain(postponed).chain(buried)
+        self.removed.iter().copied().chain(postponed).chain(buried)
     }
 
     /// Whether the hold table changes by them.

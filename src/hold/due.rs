@@ -1,5 +1,6 @@
 //! Reading the hold table: what is due, and what is held.
 
+use std::collections::HashSet;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use tokio_postgres::{Client, Error as SqlError, Row};
 use super::wire::{At, to_pg_lsn};
 use super::{Released, State};
 use crate::outbox::{Field, Position, Task};
-use crate::pg::Lsn;
+use crate::pg::{Lsn, Timestamp};
 use crate::replication::Error;
 
 /// How much [`due`] returns at most. One task comes even where it alone is larger.
@@ -22,62 +23,114 @@ pub struct Batch {
     pub bytes: i64,
 }
 
-/// Each sink's rows come in order from an index; the sinks of a slot are found by a jump from one to the next, so that the
-/// rows of one that is away are never looked at.
+/// A place in the order in which a sink's tasks are due.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Place {
+    due_at: Timestamp,
+    hold_id: i64,
+}
+
+impl Place {
+    /// Before all of them.
+    pub const START: Place = Place {
+        due_at: Timestamp(i64::MIN),
+        hold_id: i64::MIN,
+    };
+}
+
+/// A sink for which tasks are held that are due, or will be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Outlook {
+    /// Its name.
+    pub sink: String,
+    /// Some are due now.
+    pub is_due: bool,
+    /// Time until the first of the others is.
+    pub next: Option<Duration>,
+}
+
+/// The sinks of a slot for which something has a due time. To be asked before [`due`], or what becomes due between the two
+/// is missed.
 ///
-/// A task whose time has come is marked as released, if it was scheduled: from now on it is too late to cancel it. One
-/// that is being cancelled, by a transaction which is still open, is passed over; of it only the row's id comes back.
+/// # Errors
+/// Those of the server.
+pub async fn outlook(db: &Client, slot: &str) -> Result<Vec<Outlook>, Error> {
+    // They are found by a jump from one to the next: no row is looked at that does not count.
+    const OUTLOOK: &str = "\
+        with recursive sinks as (
+          (select h.sink from aftercommit.hold h where h.slot = $1 and h.due_at is not null order by h.sink limit 1)
+          union all
+          select (select h.sink from aftercommit.hold h
+                  where h.slot = $1 and h.due_at is not null and h.sink > s.sink order by h.sink limit 1)
+          from sinks s where s.sink is not null
+        ), now as materialized (select clock_timestamp() as at)
+        select s.sink, first.due_at <= now.at, (extract(epoch from next.due_at - now.at) * 1000000)::int8
+        from sinks s
+        cross join now
+        cross join lateral (
+          select h.due_at from aftercommit.hold h
+          where h.slot = $1 and h.sink = s.sink and h.due_at is not null order by h.due_at limit 1
+        ) first
+        left join lateral (
+          select h.due_at from aftercommit.hold h
+          where h.slot = $1 and h.sink = s.sink and h.due_at > now.at and h.due_at < 'infinity' order by h.due_at limit 1
+        ) next on true";
+    let read = |row: Row| {
+        let next: Option<i64> = row.try_get(2)?;
+        Ok(Outlook {
+            sink: row.try_get(0)?,
+            is_due: row.try_get(1)?,
+            next: next
+                .map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or_default())),
+        })
+    };
+    let rows = db.query_typed(OUTLOOK, &[(&slot, Type::TEXT)]).await;
+    rows.and_then(|rows| rows.into_iter().map(read).collect())
+        .map_err(|e| Error::sql("look when a held task is due", e))
+}
+
+/// In order from the index; each row is touched once. The sizes are those of the columns that can be large, and reading
+/// them reads no value that is stored out of line.
 const DUE: &str = "\
-with recursive sinks as (
-  (select h.sink from aftercommit.hold h where h.slot = $1 and h.due_at is not null order by h.sink limit 1)
-  union all
-  select (select h.sink from aftercommit.hold h
-          where h.slot = $1 and h.due_at is not null and h.sink > s.sink order by h.sink limit 1)
-  from sinks s where s.sink is not null
-), picked as (
-  select r.hold_id from sinks s
-  cross join lateral (
-    select h.hold_id, h.due_at from aftercommit.hold h
-    where h.slot = $1 and h.sink = s.sink and h.due_at <= (select clock_timestamp())
-      and not (h.hold_id in (select unnest($3::int8[])))
-    order by h.due_at, h.hold_id
-    limit $4
-  ) r
-  where s.sink is not null and s.sink <> all ($2::text[])
-  order by r.due_at, r.hold_id
-  limit $4
-), chosen as materialized (
-  select hold_id, state,
-         state = 'scheduled' and not blocks and key is not null and exists (
-           select from aftercommit.hold q
-           where q.slot = sized.slot and q.sink = sized.sink and q.blocks and q.key = sized.key
-             and hashtextextended(q.key, 0) = hashtextextended(sized.key, 0)
-         ) as waits
+select h.hold_id, h.due_at, h.route, h.state, h.attempts, h.commit_lsn, h.ordinal, h.committed_at,
+       h.id, h.task, h.args, h.kwargs, h.payload, h.body, h.key, h.queue, h.headers, h.priority, h.run_at, h.expires_at,
+       h.options
+from (
+  select h.*, sum(
+      octet_length(h.id)::float8 + octet_length(h.task) + coalesce(octet_length(h.args), 0) + coalesce(octet_length(h.kwargs), 0)
+        + coalesce(octet_length(h.payload), 0) + coalesce(octet_length(h.body), 0) + coalesce(octet_length(h.key), 0)
+        + coalesce(octet_length(h.queue), 0) + coalesce(octet_length(h.headers), 0) + coalesce(octet_length(h.options), 0)
+    ) over (order by h.due_at, h.hold_id rows between unbounded preceding and 1 preceding) as before
   from (
-    select h.hold_id, h.slot, h.sink, h.key, h.state, h.blocks, sum(
-        octet_length(concat(h.id, h.task, h.key, h.queue))::bigint
-          + coalesce(octet_length(h.args), 0) + coalesce(octet_length(h.kwargs), 0) + coalesce(octet_length(h.payload), 0)
-          + coalesce(octet_length(h.body), 0) + coalesce(octet_length(h.headers), 0) + coalesce(octet_length(h.options), 0)
-      ) over (order by h.due_at, h.hold_id rows between unbounded preceding and 1 preceding) as before
-    from picked p join aftercommit.hold h on h.hold_id = p.hold_id
-  ) sized
-  where before is null or before < $5
+    select * from aftercommit.hold h
+    where h.slot = $1 and h.sink = $2 and h.due_at <= (select clock_timestamp()) and (h.due_at, h.hold_id) > ($3, $4)
+      and not (h.hold_id in (select unnest($5::int8[])))
+    order by h.due_at, h.hold_id
+    limit $6
+  ) h
+) h
+where h.before is null or h.before < $7
+order by h.due_at, h.hold_id";
+
+/// Marks scheduled tasks as released: from now on it is too late to cancel them. Those of whose key another one is held wait.
+const RELEASE: &str = "\
+with chosen as materialized (
+  select h.hold_id, not h.blocks and h.key is not null and exists (
+           select from aftercommit.hold q
+           where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
+             and hashtextextended(q.key, 0) = hashtextextended(h.key, 0)
+         ) as waits
+  from aftercommit.hold h where h.hold_id = any ($1) and h.state = 'scheduled'
 ), released as (
   update aftercommit.hold h set released_at = clock_timestamp()
   where h.hold_id in (
     select l.hold_id from aftercommit.hold l
-    where l.hold_id in (select hold_id from chosen where state = 'scheduled' and not waits)
+    where l.hold_id in (select hold_id from chosen where not waits)
     for no key update skip locked
   )
   returning h.hold_id
 )
-select c.hold_id, c.waits, h.sink, h.route, h.state, h.attempts, h.commit_lsn, h.ordinal, h.committed_at,
-       h.id, h.task, h.args, h.kwargs, h.payload, h.body, h.key, h.queue, h.headers, h.priority, h.run_at, h.expires_at,
-       h.options
-from chosen c
-left join aftercommit.hold h
-  on h.hold_id = c.hold_id and (c.state <> 'scheduled' or c.hold_id in (select hold_id from released))
-order by h.due_at, h.hold_id";
+select hold_id, false from released union all select hold_id, true from chosen where waits";
 
 /// What [`due`] has found.
 #[derive(Debug, Default)]
@@ -87,19 +140,25 @@ pub struct Due {
     /// Rows that were passed over, since an open transaction is cancelling them. They stay due: whoever looks on without
     /// leaving them out finds them again, and perhaps nothing else.
     pub passed_over: Vec<i64>,
+    /// Where to look on; `None` where nothing was found.
+    pub last: Option<Place>,
+    /// Rows that were found.
+    pub found: usize,
 }
 
-/// Tasks whose time has come, by the server's clock.
+/// Tasks of a sink whose time has come, by the server's clock, and that are behind `after`.
 ///
-/// Left out are those for the sinks that are `away`, and the rows in `but`, those in flight: a row stays, and stays due, until
-/// it is removed, postponed or buried. A scheduled task of whose key another one is held goes into the queue of its key.
+/// Left out are the rows in `but`, those in flight: a row stays, and stays due, until it is removed, postponed or buried. A
+/// scheduled task of whose key another one is held goes into the queue of its key. What changes the queues must not come
+/// in between: the lock of the slot's hold is to be taken before, in the same transaction.
 ///
 /// # Errors
 /// Those of the server.
 pub async fn due(
     db: &Client,
     slot: &str,
-    away: &[&str],
+    sink: &str,
+    after: Place,
     but: &[i64],
     batch: Batch,
 ) -> Result<Due, Error> {
@@ -109,56 +168,86 @@ pub async fn due(
             DUE,
             &[
                 (&slot, Type::TEXT),
-                (&away, Type::TEXT_ARRAY),
+                (&sink, Type::TEXT),
+                (&At(after.due_at), Type::TIMESTAMPTZ),
+                (&after.hold_id, Type::INT8),
                 (&but, Type::INT8_ARRAY),
                 (&batch.tasks, Type::INT8),
-                (&batch.bytes, Type::INT8),
+                (&(batch.bytes as f64), Type::FLOAT8),
             ],
         )
         .await
         .map_err(failed)?;
-    let mut due = Due::default();
-    let mut waiting = Vec::new();
+    let mut due = Due {
+        found: rows.len(),
+        ..Due::default()
+    };
+    if let Some(row) = rows.last() {
+        let At(due_at) = row.try_get(1).map_err(failed)?;
+        due.last = Some(Place {
+            due_at,
+            hold_id: row.try_get(0).map_err(failed)?,
+        });
+    }
     for row in rows {
-        let hold_id: i64 = row.try_get(0).map_err(failed)?;
-        let sink: Option<&str> = row.try_get(2).map_err(failed)?;
-        if row.try_get(1).map_err(failed)? {
-            waiting.push(hold_id);
-        } else if sink.is_none() {
-            due.passed_over.push(hold_id);
-        } else {
-            due.released.push(released(&row).map_err(failed)?);
+        due.released.push(released(&row, sink).map_err(failed)?);
+    }
+    release(db, slot, &mut due).await.map_err(failed)?;
+    Ok(due)
+}
+
+/// Takes those out that have to wait, or that are being cancelled.
+async fn release(db: &Client, slot: &str, due: &mut Due) -> Result<(), SqlError> {
+    let scheduled = due
+        .released
+        .iter()
+        .filter(|task| task.state == State::Scheduled);
+    let scheduled: Vec<i64> = scheduled.map(|task| task.hold_id).collect();
+    if scheduled.is_empty() {
+        return Ok(());
+    }
+    let rows = db
+        .query_typed(RELEASE, &[(&scheduled, Type::INT8_ARRAY)])
+        .await?;
+    let (mut free, mut waiting) = (HashSet::new(), Vec::new());
+    for row in rows {
+        let hold_id: i64 = row.try_get(0)?;
+        match row.try_get(1)? {
+            true => waiting.push(hold_id),
+            false => drop(free.insert(hold_id)),
         }
     }
+    let goes = |task: &Released| task.state != State::Scheduled || free.contains(&task.hold_id);
+    // Those that go into the queue of their key may be passed over, too, and are not due any more otherwise.
+    let stay = due.released.iter().filter(|task| !goes(task));
+    due.passed_over = stay.map(|task| task.hold_id).collect();
+    due.released.retain(goes);
     if !waiting.is_empty() {
         db.query_typed(
             "select aftercommit.hold_enqueue($1, $2)",
             &[(&slot, Type::TEXT), (&waiting, Type::INT8_ARRAY)],
         )
-        .await
-        .map_err(failed)?;
-        // Of these, too, one may have been passed over; the others are not due any more.
-        due.passed_over.append(&mut waiting);
+        .await?;
     }
-    Ok(due)
+    Ok(())
 }
 
-fn released(row: &Row) -> Result<Released, SqlError> {
-    let attempts: i32 = row.try_get(5)?;
-    let At(committed_at) = row.try_get(8)?;
-    let position = position(row, 6)?;
+fn released(row: &Row, sink: &str) -> Result<Released, SqlError> {
+    let attempts: i32 = row.try_get(4)?;
+    let At(committed_at) = row.try_get(7)?;
+    let position = position(row, 5)?;
     let mut fields = Vec::with_capacity(Field::ALL.len());
     for (index, field) in Field::ALL.into_iter().enumerate() {
-        if let Some(value) = row.try_get::<_, Option<&str>>(9 + index)? {
+        if let Some(value) = row.try_get::<_, Option<&str>>(8 + index)? {
             fields.push((field, value));
         }
     }
     Ok(Released {
         hold_id: row.try_get(0)?,
         task: Task::from_fields(fields, position, committed_at),
-        sink: row.try_get(2)?,
-        route: row.try_get(3)?,
-        state: State::named(row.try_get(4)?),
+        sink: sink.to_owned(),
+        route: row.try_get(2)?,
+        state: State::named(row.try_get(3)?),
         attempts: u32::try_from(attempts).unwrap_or_default(),
     })
 }
@@ -171,34 +260,6 @@ fn position(row: &Row, index: usize) -> Result<Position, SqlError> {
         commit_lsn: Lsn(lsn.into()),
         ordinal: u64::try_from(ordinal).unwrap_or_default(),
     })
-}
-
-/// Time until the first task that is not due yet will be; `None` where there is none. To be asked before [`due`], or what
-/// becomes due between the two is missed.
-///
-/// # Errors
-/// Those of the server.
-pub async fn next_due(db: &Client, slot: &str) -> Result<Option<Duration>, Error> {
-    const NEXT: &str = "\
-        with recursive sinks as (
-          (select h.sink from aftercommit.hold h where h.slot = $1 and h.due_at is not null order by h.sink limit 1)
-          union all
-          select (select h.sink from aftercommit.hold h
-                  where h.slot = $1 and h.due_at is not null and h.sink > s.sink order by h.sink limit 1)
-          from sinks s where s.sink is not null
-        ), now as materialized (select clock_timestamp() as at)
-        select (extract(epoch from min(r.due_at) - (select at from now)) * 1000000)::int8 from sinks s
-        cross join lateral (
-          select h.due_at from aftercommit.hold h
-          where h.slot = $1 and h.sink = s.sink and h.due_at > (select at from now) and h.due_at < 'infinity'
-          order by h.due_at limit 1
-        ) r";
-    let next = db
-        .query_typed_one(NEXT, &[(&slot, Type::TEXT)])
-        .await
-        .and_then(|row| row.try_get::<_, Option<i64>>(0))
-        .map_err(|e| Error::sql("look when a held task is due", e))?;
-    Ok(next.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or_default())))
 }
 
 /// Hands over the sink and the key of every queue, one by one: of the keys whose later tasks have to be held, too. There

@@ -13,6 +13,7 @@
 
 mod due;
 mod healing;
+mod park;
 mod remedy;
 mod settle;
 mod store;
@@ -21,14 +22,15 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use due::{Batch, Due, due, held_keys, held_positions, mend, next_due};
+pub use due::{Batch, Due, Outlook, Place, due, held_keys, held_positions, mend, outlook};
 pub use healing::{begin_healing, end_healing, healing_since, mark_known, note_beginning};
+pub use park::park;
 pub use remedy::remedied;
 pub use settle::{
     Checkpoint, correct_checkpoint, delete_settled, delete_unlocked, read_checkpoint,
     write_checkpoint,
 };
-pub use store::{bury, park, postpone, remove};
+pub use store::{bury, postpone, remove};
 
 use crate::outbox::Task;
 use crate::pg::Timestamp;

@@ -1,76 +1,11 @@
-//! Changing the hold table.
+//! Changing what is held: it is gone, put off, or given up.
 
-use tokio_postgres::types::{PgLsn, ToSql, Type};
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Error as SqlError, Row, Transaction};
 
-use super::wire::{At, clean, count, micros, to_pg_lsn};
-use super::{Buried, Park, Postponed};
-use crate::outbox::Field;
+use super::wire::{clean, count, micros};
+use super::{Buried, Postponed};
 use crate::replication::Error;
-
-/// Rows and bytes of a statement. One statement's rows pass through the server's memory together.
-const CHUNK_ROWS: usize = 2_000;
-const CHUNK_BYTES: usize = 4 << 20;
-
-/// Fields that are copied as they are, in the order of [`PARK`].
-const COPIED: [Field; 10] = [
-    Field::Args,
-    Field::Kwargs,
-    Field::Payload,
-    Field::Body,
-    Field::Queue,
-    Field::Headers,
-    Field::Priority,
-    Field::RunAt,
-    Field::ExpiresAt,
-    Field::Options,
-];
-
-/// A row that blocks is due after those before it in its queue, and has no due time where one of them has none or has
-/// been tried in vain.
-const PARK: &str = "\
-with given as (
-  select g.*, g.may_block and g.key is not null as blocks,
-         case when g.state <> 'dead' then coalesce(g.at, (select clock_timestamp()) + g.due_in * interval '1 microsecond') end as due
-  from unnest($2::text[], $3::text[], $4::text[], $5::bool[], $6::text[], $7::text[], $8::text[], $9::int8[],
-              $10::timestamptz[], $11::int4[], $12::text[], $13::pg_lsn[], $14::int8[], $15::timestamptz[])
-    with ordinality g (sink, route, state, may_block, id, task, key, due_in,
-                       at, attempts, last_error, commit_lsn, ordinal, committed_at, place)
-), tails as (
-  select k.sink, k.key, tail.due_at, tail.attempts
-  from (select distinct sink, key from given where blocks) k
-  cross join lateral (
-    select q.due_at, q.attempts from aftercommit.hold q
-    where q.slot = $1 and q.sink = k.sink and q.blocks and q.key = k.key
-      and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-    order by q.hold_id desc limit 1
-  ) tail
-), queued as (
-  select place, max(due) over in_order as due,
-         bool_or(attempts > 0 or due is null) over (in_order rows between unbounded preceding and 1 preceding) as waits
-  from given where blocks
-  window in_order as (partition by sink, key order by place)
-)
-insert into aftercommit.hold
-  (slot, sink, route, state, blocks, id, task, key, attempts, last_error, commit_lsn, ordinal, committed_at, due_at,
-   args, kwargs, payload, body, queue, headers, priority, run_at, expires_at, options)
-select $1, g.sink, g.route, g.state, g.blocks, g.id, g.task, g.key, g.attempts, g.last_error, g.commit_lsn, g.ordinal,
-       g.committed_at,
-       case
-         when not g.blocks or g.due is null then g.due
-         when q.waits or t.key is not null and (t.due_at is null or t.attempts > 0) then null
-         else greatest(q.due, t.due_at)
-       end,
-       c.args, c.kwargs, c.payload, c.body, c.queue, c.headers, c.priority, c.run_at, c.expires_at, c.options
-from given g
-join unnest($16::text[], $17::text[], $18::text[], $19::text[], $20::text[],
-            $21::text[], $22::text[], $23::text[], $24::text[], $25::text[])
-  with ordinality c (args, kwargs, payload, body, queue, headers, priority, run_at, expires_at, options, place)
-  on c.place = g.place
-left join queued q on q.place = g.place
-left join tails t on g.blocks and t.sink = g.sink and t.key = g.key
-order by g.place
-on conflict do nothing";
 
 /// Serializes what changes the slot's queues, until the end of the transaction.
 const LOCK: &str = "select aftercommit.hold_lock($1)";
@@ -93,106 +28,8 @@ macro_rules! in_queue_of {
     };
 }
 
-/// Holds tasks. A row that is held already, at the same position, stays as it is.
-///
-/// The tasks of a key have to come in their order, here and from one call to the next.
-///
-/// # Errors
-/// Those of the server; the transaction is of no more use then.
-pub async fn park(db: &Transaction<'_>, slot: &str, parks: &[Park]) -> Result<(), Error> {
-    let failed = |e| Error::sql("hold tasks", e);
-    let mut rest = parks;
-    while !rest.is_empty() {
-        let (chunk, behind) = rest.split_at(chunk_length(rest));
-        rest = behind;
-        let held = tokio::try_join!(lock(db, slot), park_chunk(db, slot, chunk)).map_err(failed)?;
-        let all = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
-        if held.1 < all {
-            // Some were held before, perhaps in another state: nothing may be left waiting behind nothing.
-            advance(db, slot, chunk).await.map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
-fn chunk_length(parks: &[Park]) -> usize {
-    let mut bytes = 0;
-    let fits = parks.iter().take(CHUNK_ROWS).take_while(|park| {
-        bytes += park.task.size();
-        bytes <= CHUNK_BYTES
-    });
-    fits.count().max(1)
-}
-
-async fn lock(db: &Transaction<'_>, slot: &str) -> Result<(), SqlError> {
+pub(super) async fn lock(db: &Transaction<'_>, slot: &str) -> Result<(), SqlError> {
     db.query_typed(LOCK, &[(&slot, Type::TEXT)]).await?;
-    Ok(())
-}
-
-async fn park_chunk(db: &Transaction<'_>, slot: &str, parks: &[Park]) -> Result<u64, SqlError> {
-    fn each<'a, T>(parks: &'a [Park], value: impl Fn(&'a Park) -> T) -> Vec<T> {
-        parks.iter().map(value).collect()
-    }
-    let sinks = each(parks, |p| &*p.sink);
-    let routes = each(parks, |p| &*p.route);
-    let states = each(parks, |p| p.state.name());
-    let blocks = each(parks, |p| p.blocks);
-    let ids = each(parks, |p| p.task.id());
-    let names = each(parks, |p| p.task.name());
-    let keys = each(parks, |p| p.task.text(Field::Key));
-    let due_ins = each(parks, |p| micros(p.due_in.unwrap_or_default()));
-    let due_ats = each(parks, |p| p.due_at.map(At));
-    let attempts = each(parks, |p| count(p.attempts));
-    let errors = each(parks, |p| p.error.as_deref().map(clean));
-    let lsns: Vec<PgLsn> = each(parks, |p| to_pg_lsn(p.task.position.commit_lsn));
-    let ordinals = each(parks, |p| {
-        i64::try_from(p.task.position.ordinal).unwrap_or(i64::MAX)
-    });
-    let committed = each(parks, |p| At(p.task.committed_at));
-    let copied = COPIED.map(|field| each(parks, |p| p.task.text(field)));
-    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
-        (&slot, Type::TEXT),
-        (&sinks, Type::TEXT_ARRAY),
-        (&routes, Type::TEXT_ARRAY),
-        (&states, Type::TEXT_ARRAY),
-        (&blocks, Type::BOOL_ARRAY),
-        (&ids, Type::TEXT_ARRAY),
-        (&names, Type::TEXT_ARRAY),
-        (&keys, Type::TEXT_ARRAY),
-        (&due_ins, Type::INT8_ARRAY),
-        (&due_ats, Type::TIMESTAMPTZ_ARRAY),
-        (&attempts, Type::INT4_ARRAY),
-        (&errors, Type::TEXT_ARRAY),
-        (&lsns, Type::PG_LSN_ARRAY),
-        (&ordinals, Type::INT8_ARRAY),
-        (&committed, Type::TIMESTAMPTZ_ARRAY),
-    ];
-    for column in &copied {
-        params.push((column, Type::TEXT_ARRAY));
-    }
-    db.execute_typed(PARK, &params).await
-}
-
-async fn advance(db: &Transaction<'_>, slot: &str, parks: &[Park]) -> Result<(), SqlError> {
-    let queues: std::collections::HashSet<(&str, &str)> = parks
-        .iter()
-        .filter_map(|park| Some((&*park.sink, park.task.text(Field::Key)?)))
-        .collect();
-    let mut waiting = Queues::default();
-    for (sink, key) in queues {
-        waiting.push(slot.to_owned(), sink.to_owned(), key.to_owned());
-    }
-    waiting.advance(db).await
-}
-
-/// Takes the lock of each slot that has one of these rows.
-const LOCK_OF_ROWS: &str = "\
-select aftercommit.hold_lock(s.slot)
-from (select distinct slot from aftercommit.hold where hold_id = any ($1) order by slot) s";
-
-async fn lock_rows(db: &Transaction<'_>, hold_ids: &[i64]) -> Result<(), SqlError> {
-    db.query_typed(LOCK_OF_ROWS, &[(&hold_ids, Type::INT8_ARRAY)])
-        .await?;
     Ok(())
 }
 
@@ -209,6 +46,7 @@ async fn lock_rows(db: &Transaction<'_>, hold_ids: &[i64]) -> Result<(), SqlErro
 /// Those of the server; the transaction is of no more use then.
 pub async fn remove(
     db: &Transaction<'_>,
+    slot: &str,
     hold_ids: &[i64],
 ) -> Result<Vec<(String, String)>, Error> {
     if hold_ids.is_empty() {
@@ -230,7 +68,7 @@ pub async fn remove(
     let params = [(&hold_ids as &(dyn ToSql + Sync), Type::INT8_ARRAY)];
     let removed = async {
         let ((), (), rows, ()) = tokio::try_join!(
-            lock_rows(db, hold_ids),
+            lock(db, slot),
             db.batch_execute(SEES_TO_QUEUES),
             db.query_typed(REMOVE, &params),
             db.batch_execute(LEAVES_QUEUES),
@@ -301,7 +139,7 @@ const STOP_QUEUES: &str = "select aftercommit.hold_stop($1)";
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then.
-pub async fn postpone(db: &Transaction<'_>, rows: &[Postponed]) -> Result<(), Error> {
+pub async fn postpone(db: &Transaction<'_>, slot: &str, rows: &[Postponed]) -> Result<(), Error> {
     if rows.is_empty() {
         return Ok(());
     }
@@ -329,7 +167,7 @@ pub async fn postpone(db: &Transaction<'_>, rows: &[Postponed]) -> Result<(), Er
         (&errors, Type::TEXT_ARRAY),
     ];
     tokio::try_join!(
-        lock_rows(db, &ids),
+        lock(db, slot),
         db.execute_typed(POSTPONE, &stated),
         db.query_typed(STOP_QUEUES, &stated[..1]),
     )
@@ -342,7 +180,11 @@ pub async fn postpone(db: &Transaction<'_>, rows: &[Postponed]) -> Result<(), Er
 ///
 /// # Errors
 /// Those of the server; the transaction is of no more use then.
-pub async fn bury(db: &Transaction<'_>, rows: &[Buried]) -> Result<Vec<(String, String)>, Error> {
+pub async fn bury(
+    db: &Transaction<'_>,
+    slot: &str,
+    rows: &[Buried],
+) -> Result<Vec<(String, String)>, Error> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }
@@ -376,7 +218,7 @@ pub async fn bury(db: &Transaction<'_>, rows: &[Buried]) -> Result<Vec<(String, 
         (&blocks, Type::BOOL_ARRAY),
     ];
     let buried = tokio::try_join!(
-        lock_rows(db, &ids),
+        lock(db, slot),
         db.execute_typed(BURY, &stated),
         db.query_typed(STOP_QUEUES, &stated[..1]),
         db.query_typed(RELEASE_QUEUES, &stated[..1]),

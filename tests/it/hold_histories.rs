@@ -103,8 +103,7 @@ impl History {
         };
         let queued = "select hold_id, key from aftercommit.hold where blocks";
         let queued = self.store.look.query(queued, &[]).await.expect("rows");
-        let due = hold::due(&self.store.look, SLOT, &[], &in_flight, batch).await;
-        let due = due.expect("an answer").released;
+        let due = self.store.look(SLOT, &[], &in_flight, batch).await;
         for released in &due {
             let key = released.task.text(Field::Key);
             let unordered = "select not blocks and state <> 'scheduled' from aftercommit.hold where hold_id = $1";
@@ -143,7 +142,7 @@ impl History {
         let db = self.store.db.transaction().await.expect("a transaction");
         let what = match self.rng.u8(..4) {
             0 | 1 => {
-                hold::remove(&db, &[*first]).await.expect("removed");
+                hold::remove(&db, SLOT, &[*first]).await.expect("removed");
                 self.in_flight.remove(first);
                 "deliver"
             }
@@ -159,7 +158,7 @@ impl History {
                     error: String::new(),
                 };
                 let rows: Vec<Postponed> = rows.iter().map(postponed).collect();
-                hold::postpone(&db, &rows).await.expect("postponed");
+                hold::postpone(&db, SLOT, &rows).await.expect("postponed");
                 ids.iter().for_each(|id| drop(self.in_flight.remove(id)));
                 "postpone"
             }
@@ -171,7 +170,7 @@ impl History {
                     error: String::new(),
                     blocks,
                 }];
-                hold::bury(&db, &rows).await.expect("buried");
+                hold::bury(&db, SLOT, &rows).await.expect("buried");
                 match blocks {
                     true => ids.iter().for_each(|id| drop(self.in_flight.remove(id))),
                     false => drop(self.in_flight.remove(first)),
@@ -204,7 +203,7 @@ impl History {
         for _ in 0..1_000 {
             let ids: Vec<i64> = self.in_flight.keys().copied().collect();
             let db = self.store.db.transaction().await.expect("a transaction");
-            hold::remove(&db, &ids).await.expect("removed");
+            hold::remove(&db, SLOT, &ids).await.expect("removed");
             db.commit().await.expect("a commit");
             self.in_flight.clear();
             self.sql(

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use aftercommit::hold::{
-    self, Batch, Buried, Checkpoint, Park, Postponed, Released, State, delete_settled,
+    self, Batch, Buried, Checkpoint, Park, Place, Postponed, Released, State, delete_settled,
 };
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use crate::init::{apply, wanted};
 use crate::support::postgres::{Options, Postgres};
 
-const SLOT: &str = "aftercommit";
+pub(crate) const SLOT: &str = "aftercommit";
 pub(crate) const MINUTE: Duration = Duration::from_secs(60);
 const ALL: Batch = Batch {
     tasks: 1_000_000,
@@ -61,7 +61,7 @@ impl Store {
 
     pub(crate) async fn remove(&mut self, ids: &[i64]) -> Vec<(String, String)> {
         let db = self.db.transaction().await.expect("a transaction");
-        let mut freed = hold::remove(&db, ids).await.expect("removed");
+        let mut freed = hold::remove(&db, SLOT, ids).await.expect("removed");
         db.commit().await.expect("a commit");
         freed.sort();
         freed
@@ -69,7 +69,7 @@ impl Store {
 
     pub(crate) async fn postpone(&mut self, rows: &[Postponed]) {
         let db = self.db.transaction().await.expect("a transaction");
-        hold::postpone(&db, rows).await.expect("postponed");
+        hold::postpone(&db, SLOT, rows).await.expect("postponed");
         db.commit().await.expect("a commit");
     }
 
@@ -84,7 +84,7 @@ impl Store {
             })
             .collect();
         let db = self.db.transaction().await.expect("a transaction");
-        let mut freed = hold::bury(&db, &rows).await.expect("buried");
+        let mut freed = hold::bury(&db, SLOT, &rows).await.expect("buried");
         db.commit().await.expect("a commit");
         freed.sort();
         freed
@@ -94,9 +94,33 @@ impl Store {
         self.due_but(&[], &[]).await
     }
 
-    async fn due_but(&self, away: &[&str], in_flight: &[i64]) -> Vec<Released> {
-        let due = hold::due(&self.look, SLOT, away, in_flight, ALL).await;
-        due.expect("an answer").released
+    pub(crate) async fn due_but(&self, away: &[&str], in_flight: &[i64]) -> Vec<Released> {
+        self.look(SLOT, away, in_flight, ALL).await
+    }
+
+    /// What is due, sink by sink, so much of each.
+    pub(crate) async fn look(
+        &self,
+        slot: &str,
+        away: &[&str],
+        but: &[i64],
+        batch: Batch,
+    ) -> Vec<Released> {
+        let mut released = Vec::new();
+        let outlook = hold::outlook(&self.look, slot).await.expect("an answer");
+        for sink in outlook.iter().filter(|of| of.is_due).map(|of| &*of.sink) {
+            if !away.contains(&sink) {
+                let due = hold::due(&self.look, slot, sink, Place::START, but, batch).await;
+                released.extend(due.expect("an answer").released);
+            }
+        }
+        released
+    }
+
+    /// Time until the next task will be due.
+    pub(crate) async fn next_due(&self, slot: &str) -> Option<Duration> {
+        let outlook = hold::outlook(&self.look, slot).await.expect("an answer");
+        outlook.iter().filter_map(|of| of.next).min()
     }
 
     /// Names of the tasks that are due, in order.
@@ -257,7 +281,7 @@ async fn every_version_keeps_checkpoints_deletes_rows_and_cancels() {
                 ..park(1, "t", None)
             }])
             .await;
-        let next = hold::next_due(&store.look, SLOT).await.expect("an answer");
+        let next = store.next_due(SLOT).await;
         assert!(next.is_some_and(|next| next <= MINUTE), "{version}");
         let cancelled = store.postgres.psql("select aftercommit.cancel('id-1')");
         assert_eq!(cancelled, "cancelled", "{version}");
@@ -372,27 +396,24 @@ async fn tasks_are_due_in_order_of_time() {
             soon(7, "in a minute", MINUTE),
         ])
         .await;
-    let next = hold::next_due(&store.look, SLOT).await.expect("an answer");
+    let next = store.next_due(SLOT).await;
     let next = next.expect("a time");
     assert!(next <= MINUTE && next > MINUTE / 2, "{next:?}");
-    assert_eq!(store.due_names().await, ["sooner", "elsewhere", "later"]);
+    assert_eq!(store.due_names().await, ["sooner", "later", "elsewhere"]);
     let in_flight = store.ids(&["sooner"]);
     assert_eq!(
         names(&store.due_but(&[], &in_flight).await),
-        ["elsewhere", "later"]
+        ["later", "elsewhere"]
     );
     assert_eq!(names(&store.due_but(&["b"], &in_flight).await), ["later"]);
     assert_eq!(names(&store.due_but(&["a", "b"], &[]).await), [""; 0]);
-    let other = hold::due(&store.look, "other", &[], &[], ALL).await;
-    assert!(other.expect("an answer").released.is_empty());
-    let next = hold::next_due(&store.look, "other").await;
-    assert_eq!(next.expect("an answer"), None);
+    assert!(store.look("other", &[], &[], ALL).await.is_empty());
+    assert_eq!(store.next_due("other").await, None);
 
     store
         .postgres
         .psql("delete from aftercommit.hold where task like 'in %'");
-    let next = hold::next_due(&store.look, SLOT).await;
-    assert_eq!(next.expect("an answer"), None, "infinity does not come");
+    assert_eq!(store.next_due(SLOT).await, None, "infinity does not come");
 }
 
 #[tokio::test]
@@ -417,8 +438,7 @@ async fn a_batch_has_its_limits() {
         (10, 1, 1),
         (10, 1 << 30, 5),
     ] {
-        let due = hold::due(&store.look, SLOT, &[], &[], Batch { tasks, bytes }).await;
-        let due = due.expect("an answer").released;
+        let due = store.look(SLOT, &[], &[], Batch { tasks, bytes }).await;
         assert_eq!(due.len(), expected, "{tasks} {bytes}");
     }
 }
@@ -480,13 +500,13 @@ async fn one_failure_of_a_batch_and_a_success_before_it() {
     let ids = store.ids(&["one", "two", "three"]);
     assert_eq!(store.due_names().await, ["one", "two", "three"]);
     let db = store.db.transaction().await.expect("a transaction");
-    hold::remove(&db, &ids[..1]).await.expect("removed");
-    hold::postpone(&db, &[postponed(ids[1], MINUTE)])
+    hold::remove(&db, SLOT, &ids[..1]).await.expect("removed");
+    hold::postpone(&db, SLOT, &[postponed(ids[1], MINUTE)])
         .await
         .expect("postponed");
     db.commit().await.expect("a commit");
     assert_eq!(store.due_names().await, [""; 0]);
-    let next = hold::next_due(&store.look, SLOT).await.expect("an answer");
+    let next = store.next_due(SLOT).await;
     assert!(
         next.is_some_and(|next| next > MINUTE / 2),
         "two keeps its pause"
@@ -869,8 +889,7 @@ async fn many_tasks_are_held_and_come_back_in_order() {
                 tasks: 1_000,
                 bytes: 64 << 20,
             };
-            let due = hold::due(&store.look, SLOT, &[], &[], batch).await;
-            let due = due.expect("an answer").released;
+            let due = store.look(SLOT, &[], &[], batch).await;
             if due.is_empty() {
                 break;
             }

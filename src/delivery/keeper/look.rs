@@ -9,17 +9,13 @@ use super::line::ended;
 use super::round::fence;
 use super::{Gone, News, Running};
 use crate::backoff::Backoff;
-use crate::hold::{self, Batch, Released};
+use crate::hold::{self, Place, Released};
 use crate::intake::Session;
-use crate::replication::{Error, Place, Policy};
+use crate::replication::{self, Error, Policy};
 use crate::units::BackoffRange;
 
 /// What others do to the hold table (an operator's retry, say) is noticed so soon.
 const POLL: Duration = Duration::from_secs(1);
-/// Released tasks that are under way at a time.
-const UNDER_WAY: usize = 4_096;
-/// Tasks of one look.
-const LOOK_TASKS: usize = 1_024;
 /// Pauses between the tasks that try whether a sink is back. Short enough that it is noticed within five seconds.
 const PROBE: BackoffRange = BackoffRange {
     min: Duration::from_millis(100),
@@ -60,11 +56,11 @@ impl PassedOver {
     }
 
     /// Those that are to be left out now.
-    fn rows(&mut self, now: Instant) -> &[i64] {
+    fn rows(&mut self, now: Instant) -> impl Iterator<Item = i64> {
         if self.until <= now {
             self.rows.clear();
         }
-        &self.rows
+        self.rows.iter().copied()
     }
 }
 
@@ -112,7 +108,7 @@ impl Running {
         let line = self.keeper.line.clone();
         let due = tokio::select! {
             due = timeout(LOOK_TIMEOUT, self.due(session, away)) => {
-                due.unwrap_or_else(|_| Err(Error::timeout(Place::Sql, LOOK_TIMEOUT)))
+                due.unwrap_or_else(|_| Err(Error::timeout(replication::Place::Sql, LOOK_TIMEOUT)))
             }
             () = ended(line, session) => {
                 self.client = None;
@@ -127,79 +123,94 @@ impl Running {
                     return Ok(());
                 }
                 debug!(tasks = released.len(), "held tasks are due");
-                for task in &released {
-                    self.under_way.insert(task.hold_id, task.task.size());
-                    self.bytes += task.task.size();
+                let mut tasks = Vec::with_capacity(released.len());
+                for (sink, task) in released {
+                    self.under_way.start(sink, &task);
+                    tasks.push(task);
                 }
-                self.tell(News::Released(released)).await
+                self.tell(News::Released(tasks)).await
             }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
             Err(error) => self.failed(error, "the hold table cannot be read").await,
         }
     }
 
-    /// What is due, and when to look again.
+    /// What is due, with the index of its sink, and when to look again.
     async fn due(
         &mut self,
         session: Session,
         away: impl Fn(usize) -> bool,
-    ) -> Result<(Vec<Released>, Instant), Error> {
-        let (slot, sinks) = (self.keeper.slot.clone(), self.keeper.sinks.clone());
+    ) -> Result<(Vec<(usize, Released)>, Instant), Error> {
+        let failed = |error| Error::sql("asking for held tasks", error);
         let now = Instant::now();
-        let tasks = UNDER_WAY
-            .saturating_sub(self.under_way.len())
-            .min(LOOK_TASKS);
-        let bytes = self.keeper.release_bytes.saturating_sub(self.bytes);
-        if tasks == 0 || bytes == 0 && self.bytes > 0 {
-            // What is under way makes room, and then there is a look.
-            return Ok((Vec::new(), now + POLL));
-        }
-        let mut but: Vec<i64> = self.under_way.keys().copied().collect();
-        but.extend(self.passed_over.rows(now));
-        let batch = |tasks: usize| Batch {
-            tasks: tasks as i64,
-            bytes: bytes.max(1) as i64,
+        let starts_over = self.starts_over <= now;
+        self.client().await?;
+        let Running {
+            client: Some(client),
+            keeper,
+            under_way,
+            passed_over,
+            probes,
+            ..
+        } = self
+        else {
+            return Err(Error::closed(replication::Place::Sql));
         };
-        let client = self.client().await?;
-        let (retained, next_due) = ask(client, &slot, session).await?;
-        let mut next = now + next_due.unwrap_or(POLL).min(POLL);
-        let names = |these: &dyn Fn(usize) -> bool| -> Vec<&str> {
-            let chosen = sinks.iter().enumerate().filter(|(index, _)| these(*index));
-            chosen.map(|(_, name)| &**name).collect()
-        };
-        let due = hold::due(client, &slot, &names(&away), &but, batch(tasks)).await?;
-        let mut released = due.released;
-        self.retained = retained;
-        if released.len() + due.passed_over.len() >= tasks {
-            next = now;
-        }
-        self.passed_over.add(due.passed_over, now);
-        for index in (0..sinks.len()).filter(|index| away(*index)) {
-            let probe = &mut self.probes[index];
-            if probe.is_due(now)
-                && let Some(client) = &mut self.client
-            {
-                let others = names(&|other| other != index);
-                let due = hold::due(client, &slot, &others, &but, batch(1)).await?;
-                released.extend(due.released);
-                self.passed_over.add(due.passed_over, now);
+        let transaction = client.transaction().await.map_err(failed)?;
+        let db = transaction.client();
+        let retained = fence(db, &keeper.slot, session).await?;
+        let mut next = now + POLL;
+        let mut released = Vec::new();
+        for outlook in hold::outlook(db, &keeper.slot).await? {
+            next = next.min(now + outlook.next.unwrap_or(POLL));
+            if !outlook.is_due {
+                continue;
             }
-            next = next.min(probe.next);
+            let known = keeper.sinks.iter().position(|name| **name == *outlook.sink);
+            let sink = known.unwrap_or(keeper.sinks.len());
+            let Some(mut batch) = under_way.room(sink) else {
+                // What is under way makes room, and then there is a look.
+                continue;
+            };
+            let is_away = away(sink);
+            if is_away {
+                let probe = &mut probes[sink];
+                let is_due = probe.is_due(now);
+                next = next.min(probe.next);
+                if !is_due {
+                    continue;
+                }
+                batch.tasks = 1;
+            }
+            let after = match starts_over || is_away {
+                true => Place::START,
+                false => under_way.place(sink),
+            };
+            let but: Vec<i64> = match after == Place::START {
+                true => {
+                    let but = under_way.rows(sink).chain(passed_over.rows(now));
+                    but.collect()
+                }
+                false => Vec::new(),
+            };
+            let mut due = hold::due(db, &keeper.slot, &outlook.sink, after, &but, batch).await?;
+            if !is_away {
+                if due.found as i64 >= batch.tasks {
+                    next = now;
+                }
+                if let Some(last) = due.last {
+                    under_way.came_to(sink, last);
+                }
+            }
+            under_way.leave_out(&mut due.released);
+            released.extend(due.released.into_iter().map(|task| (sink, task)));
+            passed_over.add(due.passed_over, now);
+        }
+        transaction.commit().await.map_err(failed)?;
+        self.retained = retained;
+        if starts_over {
+            self.starts_over = now + POLL;
         }
         Ok((released, next))
     }
-}
-
-/// How many bytes of WAL the slot retains, and when the next task is due; if we may ask.
-async fn ask(
-    client: &mut tokio_postgres::Client,
-    slot: &str,
-    session: Session,
-) -> Result<(u64, Option<Duration>), Error> {
-    let failed = |error| Error::sql("asking for held tasks", error);
-    let transaction = client.transaction().await.map_err(failed)?;
-    let retained = fence(transaction.client(), slot, session).await?;
-    let next = hold::next_due(transaction.client(), slot).await?;
-    transaction.commit().await.map_err(failed)?;
-    Ok((retained, next))
 }

@@ -61,9 +61,9 @@ impl Running {
         let mut transaction = client.transaction().await.map_err(failed)?;
         let retained = fence(transaction.client(), &keeper.slot, session).await?;
         hold::park(&transaction, &keeper.slot, &work.parks).await?;
-        let mut freed = hold::remove(&transaction, &work.rows.removed).await?;
-        hold::postpone(&transaction, &work.rows.postponed).await?;
-        freed.extend(hold::bury(&transaction, &work.rows.buried).await?);
+        let mut freed = hold::remove(&transaction, &keeper.slot, &work.rows.removed).await?;
+        hold::postpone(&transaction, &keeper.slot, &work.rows.postponed).await?;
+        freed.extend(hold::bury(&transaction, &keeper.slot, &work.rows.buried).await?);
         let (again, rest) = stuck.parts();
         let mut left = rest.to_vec();
         if let Some(column) = &keeper.delete_by {

@@ -47,7 +47,11 @@ impl Hold {
         }
         for report in &reports {
             seq = report.seq;
-            for hold_id in report.rows.hold_ids() {
+            for hold_id in report
+                .rows
+                .changed_ids()
+                .chain(report.rows.returned.iter().copied())
+            {
                 assert!(self.under_way.remove(&hold_id), "{hold_id} twice");
             }
             for hold_id in &report.rows.removed {
