@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use aftercommit::hold::{self, Batch, Buried, Park, Postponed, State};
+use aftercommit::hold::{self, Batch, Buried, Park, Place, Postponed, State};
 use aftercommit::outbox::Field;
 use fastrand::Rng;
 use tokio_postgres::Client;
@@ -13,6 +13,7 @@ use crate::hold_store::{Store, park};
 use crate::support::postgres::Postgres;
 
 const SLOT: &str = "aftercommit";
+const SINK: &str = "a";
 const STEPS: u32 = 150;
 
 /// Whatever has a due time stands before what has none, and not after a dead one; times follow the order of the queue; and
@@ -33,6 +34,8 @@ struct History {
     rng: Rng,
     store: Store,
     in_flight: InFlight,
+    /// How far the looks have come.
+    place: Place,
     next: u64,
 }
 
@@ -96,14 +99,27 @@ impl History {
     /// A row that is released has none before it in its queue that is not, as the queue stood before: a scheduled task that
     /// joins it at this moment comes too late to stop those behind its place.
     async fn release(&mut self) -> String {
-        let in_flight: Vec<i64> = self.in_flight.keys().copied().collect();
+        // Now and then a look starts over; then it leaves out what is in flight.
+        let after = match self.rng.u8(..3) {
+            0 => Place::START,
+            _ => self.place,
+        };
+        let in_flight: Vec<i64> = match after == Place::START {
+            true => self.in_flight.keys().copied().collect(),
+            false => Vec::new(),
+        };
         let batch = Batch {
             tasks: self.rng.i64(1..8),
             bytes: 1 << 20,
         };
         let queued = "select hold_id, key from aftercommit.hold where blocks";
         let queued = self.store.look.query(queued, &[]).await.expect("rows");
-        let due = self.store.look(SLOT, &[], &in_flight, batch).await;
+        let due = hold::due(&self.store.look, SLOT, SINK, after, &in_flight, batch).await;
+        let due = due.expect("an answer");
+        self.place = self.place.max(due.last.unwrap_or(Place::START));
+        // A row may become due anew while it is in flight.
+        let mut due = due.released;
+        due.retain(|task| !self.in_flight.contains_key(&task.hold_id));
         for released in &due {
             let key = released.task.text(Field::Key);
             let unordered = "select not blocks and state <> 'scheduled' from aftercommit.hold where hold_id = $1";
@@ -140,7 +156,13 @@ impl History {
         let ids: Vec<i64> = of_key.map(|(id, _)| *id).collect();
         let (first, rest) = ids.split_first().expect("the chosen one");
         let db = self.store.db.transaction().await.expect("a transaction");
-        let what = match self.rng.u8(..4) {
+        let what = match self.rng.u8(..5) {
+            4 => {
+                // The sink is away.
+                ids.iter().for_each(|id| drop(self.in_flight.remove(id)));
+                self.place = Place::START;
+                "give back"
+            }
             0 | 1 => {
                 hold::remove(&db, SLOT, &[*first]).await.expect("removed");
                 self.in_flight.remove(first);
@@ -252,6 +274,7 @@ async fn try_histories(version: u32, count: usize) {
             rng: Rng::with_seed(seed),
             store: store.take().expect("a server"),
             in_flight: InFlight::new(),
+            place: Place::START,
             next: 0,
         };
         for _ in 0..STEPS {
