@@ -66,6 +66,8 @@ pub enum News {
     },
     /// The server keeps more WAL for the slot than it should, or no longer.
     Lags(bool),
+    /// Keys of which nothing is held any more, as of what was written last: index of the sink, hash of the key.
+    Freed(Vec<(usize, u64)>),
     /// Tasks whose time has come, in order. The relay answers for each of them, in [`Work::rows`].
     Released(Vec<Released>),
 }
@@ -239,9 +241,8 @@ impl Running {
         let parked = report::sizes(&work);
         self.unsaved |= work.settled > 0;
         let saves = self.unsaved && self.written_at.elapsed() >= CHECKPOINT_EVERY;
-        let mut freed = Vec::new();
         if work.changes_rows() || !self.stuck.is_empty() || saves && self.session.is_some() {
-            freed = self.write(&mut work).await?;
+            self.write(&mut work).await?;
             self.written_at = Instant::now();
             self.unsaved = false;
             self.shrink(&work);
@@ -252,18 +253,12 @@ impl Running {
             *known = confirmation;
             news
         });
-        for hold_id in work.rows.changed_ids() {
-            self.under_way.end(hold_id);
-        }
-        for hold_id in &work.rows.returned {
-            self.under_way.give_back(*hold_id);
-        }
+        self.under_way.end(&work.rows);
         if work.changes_hold() || !work.rows.is_empty() {
             self.next_look = Instant::now();
         }
         let written = Written {
             parked,
-            freed,
             lanes: work.lanes,
             confirmation,
             saved: self.saved,
@@ -272,7 +267,7 @@ impl Running {
     }
 
     /// Writes one round, trying again until it is committed, or cannot be meant any more.
-    async fn write(&mut self, work: &mut Work) -> Result<Vec<(usize, u64)>, Gone> {
+    async fn write(&mut self, work: &mut Work) -> Result<(), Gone> {
         loop {
             let session = self.up().await?;
             if session.generation != work.confirmation.generation {
@@ -281,7 +276,7 @@ impl Running {
                 work.parks.clear();
                 work.tickets.clear();
                 if session.identity.system_id != work.confirmation.identity.system_id {
-                    return Ok(Vec::new());
+                    return Ok(());
                 }
             }
             let over = ended(self.keeper.line.clone(), session);
@@ -293,7 +288,7 @@ impl Running {
                 }
             };
             let error = match round {
-                Ok(Ok(freed)) => {
+                Ok(Ok(())) => {
                     if session.generation == work.confirmation.generation && self.stuck.is_empty() {
                         self.saved = work.confirmation;
                     }
@@ -304,7 +299,7 @@ impl Running {
                         );
                         self.trouble.reset();
                     }
-                    return Ok(freed);
+                    return Ok(());
                 }
                 Ok(Err(error)) if error.policy() == Policy::StandBy => {
                     self.not_ours().await?;

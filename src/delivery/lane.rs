@@ -324,10 +324,11 @@ fn hear(queue: &mut LaneQueue, marking: &mut Marking, message: Message, detach: 
             queue.begin(held);
             marking.begin(generation, identity);
         }
-        Message::Written { seq, freed, saved } => {
-            queue.written(seq, &freed);
+        Message::Written { seq, saved } => {
+            queue.written(seq);
             marking.written(seq, saved);
         }
+        Message::Freed(hashes) => queue.freed(&hashes),
     }
 }
 

@@ -69,14 +69,13 @@ pub enum Message {
         /// The keys of which tasks are held, as the hold table has them: the lane's own, by their hashes.
         held: Vec<u64>,
     },
-    /// The keeper has written down what the lane reported up to and with this number; of these keys, by their hashes,
-    /// nothing is held any more.
+    /// The keeper has written down what the lane reported up to and with this number.
     Written {
         /// [`Report::seq`].
         seq: u64,
-        /// Hashes of keys.
-        freed: Vec<u64>,
         /// [`Written::saved`].
         saved: Confirmation,
     },
+    /// As of the last [`Message::Written`], nothing is held of these keys any more, by their hashes.
+    Freed(Vec<u64>),
 }

@@ -79,6 +79,8 @@ pub(super) struct LaneQueue {
     tried: HashMap<Order, Tries>,
     /// Keys of which tasks are held, by hash; and the report that told last of one.
     held: HashMap<u64, u64>,
+    /// The last report that is written down.
+    written: u64,
     /// Held keys whose first task, back from the hold, failed: those behind it that came with it go back, up to when the
     /// report of this number is written down.
     stopped: HashMap<u64, u64>,
@@ -111,6 +113,7 @@ impl LaneQueue {
             due: BTreeSet::new(),
             tried: HashMap::new(),
             held: HashMap::new(),
+            written: 0,
             stopped: HashMap::new(),
             sweep: false,
             fates: HashMap::new(),
@@ -378,15 +381,24 @@ impl LaneQueue {
         self.finish_batch();
     }
 
-    /// The reports up to `seq` are written down; of the keys `freed` nothing is held any more.
-    pub(super) fn written(&mut self, seq: u64, freed: &[u64]) {
-        for hash in freed {
+    /// The reports up to `seq` are written down.
+    pub(super) fn written(&mut self, seq: u64) {
+        self.written = seq;
+        self.stopped.retain(|_, last| *last > seq);
+    }
+
+    /// Of these keys nothing was held any more when the reports were written down that we know of.
+    pub(super) fn freed(&mut self, hashes: &[u64]) {
+        for hash in hashes {
             // Not if one of the key has been sent to the hold since.
-            if self.held.get(hash).is_some_and(|last| *last <= seq) {
+            if self
+                .held
+                .get(hash)
+                .is_some_and(|last| *last <= self.written)
+            {
                 self.held.remove(hash);
             }
         }
-        self.stopped.retain(|_, last| *last > seq);
     }
 }
 

@@ -78,13 +78,6 @@ impl Rows {
         self.returned.append(&mut other.returned);
     }
 
-    /// Their rows, but for those that are given back as they are.
-    pub fn changed_ids(&self) -> impl Iterator<Item = i64> {
-        let postponed = self.postponed.iter().map(|row| row.hold_id);
-        let buried = self.buried.iter().map(|row| row.hold_id);
-        self.removed.iter().copied().chain(postponed).chain(buried)
-    }
-
     /// Whether the hold table changes by them.
     pub fn change_something(&self) -> bool {
         self.len() > self.returned.len()
@@ -203,8 +196,6 @@ impl Work {
 pub struct Written {
     /// Tasks that are in the hold now, and so settled: ticket and size of each.
     pub parked: Vec<(Ticket, usize)>,
-    /// Keys of which nothing is held any more: index of the sink, hash of the key.
-    pub freed: Vec<(usize, u64)>,
     /// [`Work::lanes`].
     pub lanes: Vec<(usize, u64)>,
     /// [`Work::confirmation`].

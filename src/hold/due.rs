@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
@@ -42,7 +43,7 @@ impl Place {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Outlook {
     /// Its name.
-    pub sink: String,
+    pub sink: Arc<str>,
     /// Some are due now.
     pub is_due: bool,
     /// Time until the first of the others is.
@@ -78,7 +79,7 @@ pub async fn outlook(db: &Client, slot: &str) -> Result<Vec<Outlook>, Error> {
     let read = |row: Row| {
         let next: Option<i64> = row.try_get(2)?;
         Ok(Outlook {
-            sink: row.try_get(0)?,
+            sink: row.try_get::<_, &str>(0)?.into(),
             is_due: row.try_get(1)?,
             next: next
                 .map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or_default())),
@@ -157,7 +158,7 @@ pub struct Due {
 pub async fn due(
     db: &Client,
     slot: &str,
-    sink: &str,
+    sink: &Arc<str>,
     after: Place,
     but: &[i64],
     batch: Batch,
@@ -168,7 +169,7 @@ pub async fn due(
             DUE,
             &[
                 (&slot, Type::TEXT),
-                (&sink, Type::TEXT),
+                (&&**sink, Type::TEXT),
                 (&At(after.due_at), Type::TIMESTAMPTZ),
                 (&after.hold_id, Type::INT8),
                 (&but, Type::INT8_ARRAY),
@@ -232,7 +233,7 @@ async fn release(db: &Client, slot: &str, due: &mut Due) -> Result<(), SqlError>
     Ok(())
 }
 
-fn released(row: &Row, sink: &str) -> Result<Released, SqlError> {
+fn released(row: &Row, sink: &Arc<str>) -> Result<Released, SqlError> {
     let attempts: i32 = row.try_get(4)?;
     let At(committed_at) = row.try_get(7)?;
     let position = position(row, 5)?;
@@ -245,7 +246,7 @@ fn released(row: &Row, sink: &str) -> Result<Released, SqlError> {
     Ok(Released {
         hold_id: row.try_get(0)?,
         task: Task::from_fields(fields, position, committed_at),
-        sink: sink.to_owned(),
+        sink: sink.clone(),
         route: row.try_get(2)?,
         state: State::named(row.try_get(3)?),
         attempts: u32::try_from(attempts).unwrap_or_default(),

@@ -30,7 +30,7 @@ pub use settle::{
     Checkpoint, correct_checkpoint, delete_settled, delete_unlocked, read_checkpoint,
     write_checkpoint,
 };
-pub use store::{bury, postpone, remove};
+pub use store::{Queue, Settled, bury, postpone, remove, settle_queues};
 
 use crate::outbox::Task;
 use crate::pg::Timestamp;
@@ -98,7 +98,7 @@ pub struct Released {
     /// The task, with its position.
     pub task: Task,
     /// Name of its sink.
-    pub sink: String,
+    pub sink: Arc<str>,
     /// Pattern of its route.
     pub route: String,
     /// Why it was held.

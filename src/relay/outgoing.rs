@@ -120,22 +120,31 @@ impl Outgoing {
         }
     }
 
-    /// Tells lanes that their reports, up to these numbers, are written down, and which keys are free again.
+    /// Tells lanes that their reports, up to these numbers, are written down.
     pub(super) fn tell_written(&mut self, written: &Written) {
         for &(lane, seq) in &written.lanes {
             let (sink, index) = self.place(lane);
-            let freed = written
-                .freed
-                .iter()
-                .filter(|(of, hash)| *of == sink && self.lane_of(sink, *hash) == index);
-            let freed = freed.map(|(_, hash)| *hash).collect();
-            let sender = self.sinks[sink].lanes.get(index);
             let message = Message::Written {
                 seq,
-                freed,
                 saved: written.saved,
             };
+            let sender = self.sinks[sink].lanes.get(index);
             self.died |= sender.is_none_or(|sender| sender.try_send(message).is_err());
+        }
+    }
+
+    /// Tells lanes which of their keys are free again: index of the sink, hash of the key.
+    pub(super) fn tell_freed(&mut self, keys: &[(usize, u64)]) {
+        for (sink, of) in self.sinks.iter().enumerate() {
+            let mut by_lane: Vec<Vec<u64>> = vec![Vec::new(); of.lanes.len()];
+            for (_, hash) in keys.iter().filter(|(key_of, _)| *key_of == sink) {
+                by_lane[self.lane_of(sink, *hash)].push(*hash);
+            }
+            for (lane, freed) in of.lanes.iter().zip(by_lane) {
+                if !freed.is_empty() {
+                    self.died |= lane.try_send(Message::Freed(freed)).is_err();
+                }
+            }
         }
     }
 

@@ -110,6 +110,7 @@ impl Relay {
                 self.held = positions;
                 self.outgoing.tell_begin(session, keys);
             }
+            News::Freed(keys) => self.outgoing.tell_freed(&keys),
             News::Lags(lags) => self.strain.set_lags(lags),
             News::Released(released) => {
                 self.released += released.len();
@@ -165,7 +166,7 @@ impl Relay {
             warn!(
                 id = task.id(),
                 task = task.name(),
-                sink = released.sink,
+                sink = &*released.sink,
                 cause = NO_ROUTE,
                 "dead: this held task has no sink any more"
             );

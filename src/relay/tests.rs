@@ -178,7 +178,6 @@ async fn keep(
                 let sizes = work.parks.iter().map(|park| park.task.size());
                 let written = Written {
                     parked: work.tickets.iter().copied().zip(sizes).collect(),
-                    freed: Vec::new(),
                     lanes: work.lanes,
                     confirmation: work.confirmation,
                     saved: work.confirmation,

@@ -1,15 +1,15 @@
 //! Random histories of the hold table on a real server: what a daemon, operators and people with psql do to it, in any
 //! order. A model of the daemon says what is in flight.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use aftercommit::hold::{self, Batch, Buried, Park, Place, Postponed, State};
+use aftercommit::hold::{self, Batch, Buried, Park, Place, Postponed, Queue, State};
 use aftercommit::outbox::Field;
 use fastrand::Rng;
 use tokio_postgres::Client;
 
-use crate::hold_store::{Store, park};
+use crate::hold_store::{Store, park, queues_of, settle};
 use crate::support::postgres::Postgres;
 
 const SLOT: &str = "aftercommit";
@@ -17,13 +17,13 @@ const SINK: &str = "a";
 const STEPS: u32 = 150;
 
 /// Whatever has a due time stands before what has none, and not after a dead one; times follow the order of the queue; and
-/// no queue waits for nothing.
+/// no queue waits for nothing, but those that are to be looked after.
 const BROKEN: &str = "\
     with queue as (
-      select hold_id, state, due_at, row_number() over q as place, lag(due_at) over q as due_before
+      select hold_id, key, state, due_at, row_number() over q as place, lag(due_at) over q as due_before
       from aftercommit.hold where blocks window q as (partition by slot, sink, key order by hold_id)
     )
-    select hold_id::text || ' ' || state from queue
+    select hold_id::text || ' ' || state, place = 1, key from queue
     where place > 1 and due_at is not null and (due_before is null or due_before > due_at)
        or place = 1 and due_at is null and state <> 'dead'";
 
@@ -36,6 +36,8 @@ struct History {
     in_flight: InFlight,
     /// How far the looks have come.
     place: Place,
+    /// Queues that are to be looked after.
+    touched: HashSet<Queue>,
     next: u64,
 }
 
@@ -43,7 +45,8 @@ impl History {
     async fn step(&mut self) -> String {
         let what = match self.rng.u8(..16) {
             0..4 => self.park().await,
-            4..8 => self.release().await,
+            4..7 => self.release().await,
+            7 => self.look_after().await,
             8..13 => self.outcome().await,
             13 => self.operator("hold_retry").await,
             14 => self.operator("hold_discard").await,
@@ -57,7 +60,14 @@ impl History {
             }
         };
         let broken = self.store.look.query(BROKEN, &[]).await.expect("an answer");
-        assert!(broken.is_empty(), "{what}: {}", broken[0].get::<_, &str>(0));
+        for row in broken {
+            let (row, waits, key): (&str, bool, String) = (row.get(0), row.get(1), row.get(2));
+            let queue = Queue {
+                sink: SINK.into(),
+                key,
+            };
+            assert!(waits && self.touched.contains(&queue), "{what}: {row}");
+        }
         what
     }
 
@@ -114,7 +124,15 @@ impl History {
         };
         let queued = "select hold_id, key from aftercommit.hold where blocks";
         let queued = self.store.look.query(queued, &[]).await.expect("rows");
-        let due = hold::due(&self.store.look, SLOT, SINK, after, &in_flight, batch).await;
+        let due = hold::due(
+            &self.store.look,
+            SLOT,
+            &SINK.into(),
+            after,
+            &in_flight,
+            batch,
+        )
+        .await;
         let due = due.expect("an answer");
         self.place = self.place.max(due.last.unwrap_or(Place::START));
         // A row may become due anew while it is in flight.
@@ -147,6 +165,15 @@ impl History {
         format!("release {}", due.len())
     }
 
+    async fn look_after(&mut self) -> String {
+        let db = self.store.db.transaction().await.expect("a transaction");
+        let freed = settle(&db, self.touched.drain().collect()).await;
+        db.commit().await.expect("a commit");
+        let held = self.store.keys().await;
+        assert!(freed.iter().all(|queue| !held.contains(queue)), "{freed:?}");
+        format!("look after the queues; {} are empty", freed.len())
+    }
+
     /// A lane has an outcome for the first task of a key: it is delivered, or those behind it are not tried.
     async fn outcome(&mut self) -> String {
         let Some(chosen) = self.rng.choice(self.in_flight.values()).cloned() else {
@@ -156,6 +183,7 @@ impl History {
         let ids: Vec<i64> = of_key.map(|(id, _)| *id).collect();
         let (first, rest) = ids.split_first().expect("the chosen one");
         let db = self.store.db.transaction().await.expect("a transaction");
+        self.touched.extend(queues_of(&db, &[*first]).await);
         let what = match self.rng.u8(..5) {
             4 => {
                 // The sink is away.
@@ -225,8 +253,10 @@ impl History {
         for _ in 0..1_000 {
             let ids: Vec<i64> = self.in_flight.keys().copied().collect();
             let db = self.store.db.transaction().await.expect("a transaction");
+            self.touched.extend(queues_of(&db, &ids).await);
             hold::remove(&db, SLOT, &ids).await.expect("removed");
             db.commit().await.expect("a commit");
+            self.look_after().await;
             self.in_flight.clear();
             self.sql(
                 "select aftercommit.hold_retry(hold_id) from aftercommit.hold where state = 'dead'",
@@ -275,6 +305,7 @@ async fn try_histories(version: u32, count: usize) {
             store: store.take().expect("a server"),
             in_flight: InFlight::new(),
             place: Place::START,
+            touched: HashSet::new(),
             next: 0,
         };
         for _ in 0..STEPS {

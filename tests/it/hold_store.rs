@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use aftercommit::hold::{
-    self, Batch, Buried, Checkpoint, Park, Place, Postponed, Released, State, delete_settled,
+    self, Batch, Buried, Checkpoint, Park, Place, Postponed, Queue, Released, State, delete_settled,
 };
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Row, Transaction};
 
 use crate::init::{apply, wanted};
 use crate::support::postgres::{Options, Postgres};
@@ -61,9 +61,10 @@ impl Store {
 
     pub(crate) async fn remove(&mut self, ids: &[i64]) -> Vec<(String, String)> {
         let db = self.db.transaction().await.expect("a transaction");
-        let mut freed = hold::remove(&db, SLOT, ids).await.expect("removed");
+        let queues = queues_of(&db, ids).await;
+        hold::remove(&db, SLOT, ids).await.expect("removed");
+        let freed = settle(&db, queues).await;
         db.commit().await.expect("a commit");
-        freed.sort();
         freed
     }
 
@@ -84,9 +85,11 @@ impl Store {
             })
             .collect();
         let db = self.db.transaction().await.expect("a transaction");
-        let mut freed = hold::bury(&db, SLOT, &rows).await.expect("buried");
+        let ids: Vec<i64> = rows.iter().map(|row| row.hold_id).collect();
+        let queues = queues_of(&db, &ids).await;
+        hold::bury(&db, SLOT, &rows).await.expect("buried");
+        let freed = settle(&db, queues).await;
         db.commit().await.expect("a commit");
-        freed.sort();
         freed
     }
 
@@ -108,8 +111,8 @@ impl Store {
     ) -> Vec<Released> {
         let mut released = Vec::new();
         let outlook = hold::outlook(&self.look, slot).await.expect("an answer");
-        for sink in outlook.iter().filter(|of| of.is_due).map(|of| &*of.sink) {
-            if !away.contains(&sink) {
+        for sink in outlook.iter().filter(|of| of.is_due).map(|of| &of.sink) {
+            if !away.contains(&&**sink) {
                 let due = hold::due(&self.look, slot, sink, Place::START, but, batch).await;
                 released.extend(due.expect("an answer").released);
             }
@@ -172,6 +175,29 @@ fn pair(sink: &str, key: &str) -> (String, String) {
 }
 
 /// A retrying task whose pause is over, for sink `a`; its place in the order of commits is `number`.
+/// The queues that these rows are in, or would be if they blocked.
+pub(crate) async fn queues_of(db: &Transaction<'_>, ids: &[i64]) -> Vec<Queue> {
+    let queues = "select distinct sink, key from aftercommit.hold where hold_id = any ($1) and key is not null";
+    let rows = db.query(queues, &[&ids]).await.expect("queues");
+    let queue = |row: &Row| Queue {
+        sink: row.get::<_, &str>(0).into(),
+        key: row.get(1),
+    };
+    rows.iter().map(queue).collect()
+}
+
+/// Looks after queues; those that are empty.
+pub(crate) async fn settle(db: &Transaction<'_>, queues: Vec<Queue>) -> Vec<(String, String)> {
+    let settled = hold::settle_queues(db.client(), SLOT, queues).await;
+    let empty = settled.expect("an answer").empty;
+    let mut freed: Vec<_> = empty
+        .into_iter()
+        .map(|queue| (queue.sink.to_string(), queue.key))
+        .collect();
+    freed.sort();
+    freed
+}
+
 pub(crate) fn park(number: u64, name: &str, key: Option<&str>) -> Park {
     let id = format!("id-{number}");
     let fields = [(Field::Id, id.as_str()), (Field::Task, name)];
@@ -500,10 +526,12 @@ async fn one_failure_of_a_batch_and_a_success_before_it() {
     let ids = store.ids(&["one", "two", "three"]);
     assert_eq!(store.due_names().await, ["one", "two", "three"]);
     let db = store.db.transaction().await.expect("a transaction");
+    let queues = queues_of(&db, &ids[..1]).await;
     hold::remove(&db, SLOT, &ids[..1]).await.expect("removed");
     hold::postpone(&db, SLOT, &[postponed(ids[1], MINUTE)])
         .await
         .expect("postponed");
+    settle(&db, queues).await;
     db.commit().await.expect("a commit");
     assert_eq!(store.due_names().await, [""; 0]);
     let next = store.next_due(SLOT).await;

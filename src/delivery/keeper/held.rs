@@ -29,6 +29,7 @@ impl Running {
         match read {
             Ok((keys, positions)) => {
                 self.told = session.generation;
+                self.under_way.looked_after_all();
                 self.trouble.reset();
                 self.tell(News::Held {
                     session,

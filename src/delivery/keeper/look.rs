@@ -9,13 +9,16 @@ use super::line::ended;
 use super::round::fence;
 use super::{Gone, News, Running};
 use crate::backoff::Backoff;
-use crate::hold::{self, Place, Released};
+use crate::hold::{self, Place, Queue, Released};
 use crate::intake::Session;
 use crate::replication::{self, Error, Policy};
 use crate::units::BackoffRange;
 
 /// What others do to the hold table (an operator's retry, say) is noticed so soon.
 const POLL: Duration = Duration::from_secs(1);
+/// Queues that are looked after at a time. While there is much to do, they wait for their turn: what comes for their keys
+/// is held meanwhile, and most of them will be touched again.
+const LOOK_QUEUES: usize = 10_000;
 /// Pauses between the tasks that try whether a sink is back. Short enough that it is noticed within five seconds.
 const PROBE: BackoffRange = BackoffRange {
     min: Duration::from_millis(100),
@@ -117,33 +120,65 @@ impl Running {
         };
         self.tell_lag().await?;
         match due {
-            Ok((released, next_look)) => {
-                self.next_look = next_look;
-                if released.is_empty() {
-                    return Ok(());
-                }
-                debug!(tasks = released.len(), "held tasks are due");
-                let mut tasks = Vec::with_capacity(released.len());
-                for (sink, task) in released {
-                    self.under_way.start(sink, &task);
-                    tasks.push(task);
-                }
-                self.tell(News::Released(tasks)).await
-            }
+            Ok(found) => self.found(found).await,
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
             Err(error) => self.failed(error, "the hold table cannot be read").await,
         }
     }
 
-    /// What is due, with the index of its sink, and when to look again.
+    /// A look is over: what it has found goes to the relay.
+    async fn found(&mut self, found: Found) -> Result<(), Gone> {
+        self.next_look = found.next;
+        if found.started_over {
+            self.starts_over = Instant::now() + POLL;
+        }
+        for (sink, place) in found.places {
+            self.under_way.came_to(sink, place);
+        }
+        self.under_way.looked_after(&found.looked_after);
+        let freed: Vec<(usize, u64)> = found
+            .empty
+            .iter()
+            .filter_map(|queue| {
+                let sink = self
+                    .keeper
+                    .sinks
+                    .iter()
+                    .position(|name| *name == queue.sink)?;
+                Some((sink, self.keeper.hasher.hash(queue.key.as_bytes())))
+            })
+            .collect();
+        if !freed.is_empty() {
+            self.tell(News::Freed(freed)).await?;
+        }
+        if found.released.is_empty() {
+            return Ok(());
+        }
+        debug!(tasks = found.released.len(), "held tasks are due");
+        let mut tasks = Vec::with_capacity(found.released.len());
+        for (sink, task) in found.released {
+            self.under_way.start(sink, &task);
+            tasks.push(task);
+        }
+        self.tell(News::Released(tasks)).await
+    }
+
+    /// Looks for what is due, and after the queues from which rows were taken.
     async fn due(
         &mut self,
         session: Session,
         away: impl Fn(usize) -> bool,
-    ) -> Result<(Vec<(usize, Released)>, Instant), Error> {
+    ) -> Result<Found, Error> {
         let failed = |error| Error::sql("asking for held tasks", error);
         let now = Instant::now();
-        let starts_over = self.starts_over <= now;
+        let mut found = Found {
+            released: Vec::new(),
+            places: Vec::new(),
+            started_over: self.starts_over <= now,
+            looked_after: Vec::new(),
+            empty: Vec::new(),
+            next: now + POLL,
+        };
         self.client().await?;
         let Running {
             client: Some(client),
@@ -159,30 +194,30 @@ impl Running {
         let transaction = client.transaction().await.map_err(failed)?;
         let db = transaction.client();
         let retained = fence(db, &keeper.slot, session).await?;
-        let mut next = now + POLL;
-        let mut released = Vec::new();
+        let mut is_busy = false;
         for outlook in hold::outlook(db, &keeper.slot).await? {
-            next = next.min(now + outlook.next.unwrap_or(POLL));
+            found.next = found.next.min(now + outlook.next.unwrap_or(POLL));
             if !outlook.is_due {
                 continue;
             }
-            let known = keeper.sinks.iter().position(|name| **name == *outlook.sink);
+            let known = keeper.sinks.iter().position(|name| *name == outlook.sink);
             let sink = known.unwrap_or(keeper.sinks.len());
             let Some(mut batch) = under_way.room(sink) else {
                 // What is under way makes room, and then there is a look.
+                is_busy = true;
                 continue;
             };
             let is_away = away(sink);
             if is_away {
                 let probe = &mut probes[sink];
                 let is_due = probe.is_due(now);
-                next = next.min(probe.next);
+                found.next = found.next.min(probe.next);
                 if !is_due {
                     continue;
                 }
                 batch.tasks = 1;
             }
-            let after = match starts_over || is_away {
+            let after = match found.started_over || is_away {
                 true => Place::START,
                 false => under_way.place(sink),
             };
@@ -196,21 +231,43 @@ impl Running {
             let mut due = hold::due(db, &keeper.slot, &outlook.sink, after, &but, batch).await?;
             if !is_away {
                 if due.found as i64 >= batch.tasks {
-                    next = now;
+                    is_busy = true;
+                    found.next = now;
                 }
-                if let Some(last) = due.last {
-                    under_way.came_to(sink, last);
-                }
+                found.places.extend(due.last.map(|place| (sink, place)));
             }
             under_way.leave_out(&mut due.released);
-            released.extend(due.released.into_iter().map(|task| (sink, task)));
+            let released = due.released.into_iter().map(|task| (sink, task));
+            found.released.extend(released);
             passed_over.add(due.passed_over, now);
+        }
+        if !is_busy || found.started_over {
+            found.looked_after = under_way.touched(LOOK_QUEUES);
+            let queues = found.looked_after.clone();
+            let settled = hold::settle_queues(db, &keeper.slot, queues).await?;
+            found.empty = settled.empty;
+            if settled.moved > 0 || found.looked_after.len() == LOOK_QUEUES {
+                found.next = now;
+            }
         }
         transaction.commit().await.map_err(failed)?;
         self.retained = retained;
-        if starts_over {
-            self.starts_over = now + POLL;
-        }
-        Ok((released, next))
+        Ok(found)
     }
+}
+
+/// What a look has found.
+struct Found {
+    /// What is due, with the index of its sink.
+    released: Vec<(usize, Released)>,
+    /// How far the look has come, by the index of the sink.
+    places: Vec<(usize, Place)>,
+    /// It has looked from the start.
+    started_over: bool,
+    /// Queues that it has looked after.
+    looked_after: Vec<Queue>,
+    /// Those of them that are empty.
+    empty: Vec<Queue>,
+    /// When to look again.
+    next: Instant,
 }

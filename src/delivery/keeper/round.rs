@@ -16,12 +16,8 @@ use crate::intake::Session;
 use crate::replication::{Error, Place, Policy};
 
 impl Running {
-    /// Writes one round; says of which keys nothing is held any more.
-    pub(super) async fn round(
-        &mut self,
-        session: Session,
-        work: &Work,
-    ) -> Result<Vec<(usize, u64)>, Error> {
+    /// Writes one round.
+    pub(super) async fn round(&mut self, session: Session, work: &Work) -> Result<(), Error> {
         let mut passes_over = !self.stuck.is_empty();
         let wrote = loop {
             let wrote = self.write_round(session, work, passes_over).await;
@@ -34,11 +30,7 @@ impl Running {
         };
         self.retained = wrote.retained;
         self.stuck.set(wrote.stuck);
-        let index = |sink: &str| self.keeper.sinks.iter().position(|name| **name == *sink);
-        let freed = wrote.freed.iter().filter_map(|(sink, key)| {
-            Some((index(sink)?, self.keeper.hasher.hash(key.as_bytes())))
-        });
-        Ok(freed.collect())
+        Ok(())
     }
 
     async fn write_round(
@@ -61,9 +53,9 @@ impl Running {
         let mut transaction = client.transaction().await.map_err(failed)?;
         let retained = fence(transaction.client(), &keeper.slot, session).await?;
         hold::park(&transaction, &keeper.slot, &work.parks).await?;
-        let mut freed = hold::remove(&transaction, &keeper.slot, &work.rows.removed).await?;
+        hold::remove(&transaction, &keeper.slot, &work.rows.removed).await?;
         hold::postpone(&transaction, &keeper.slot, &work.rows.postponed).await?;
-        freed.extend(hold::bury(&transaction, &keeper.slot, &work.rows.buried).await?);
+        hold::bury(&transaction, &keeper.slot, &work.rows.buried).await?;
         let (again, rest) = stuck.parts();
         let mut left = rest.to_vec();
         if let Some(column) = &keeper.delete_by {
@@ -96,7 +88,6 @@ impl Running {
         failpoint::reach(Point::Settled);
         Ok(Wrote {
             retained,
-            freed,
             stuck: left,
         })
     }
@@ -106,8 +97,6 @@ impl Running {
 struct Wrote {
     /// Bytes of WAL that the server keeps for the slot.
     retained: u64,
-    /// Sinks and keys of which nothing is held any more.
-    freed: Vec<(String, String)>,
     /// Settled rows that are still in the outbox.
     stuck: Vec<String>,
 }

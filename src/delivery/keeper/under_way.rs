@@ -1,9 +1,11 @@
 //! Pure: the held tasks that were released and are under way to their sinks: how many more may follow, and from where to
 //! look on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::hold::{Batch, Place, Released};
+use crate::delivery::report::Rows;
+use crate::hold::{Batch, Place, Queue, Released};
+use crate::outbox::Field;
 
 /// Tasks of one look.
 const LOOK_TASKS: usize = 2_048;
@@ -13,11 +15,21 @@ const UNDER_WAY: usize = 4 * LOOK_TASKS;
 /// The released tasks that are under way.
 #[derive(Debug)]
 pub(super) struct UnderWay {
-    /// Sink and size of each, by its row.
-    rows: HashMap<i64, (usize, usize)>,
+    /// By their rows.
+    rows: HashMap<i64, Row>,
     sinks: Vec<Sink>,
     /// Bytes that each sink may have under way.
     bytes: usize,
+    /// Queues from which rows were taken, and that nobody has looked after since.
+    touched: HashSet<Queue>,
+}
+
+#[derive(Debug)]
+struct Row {
+    sink: usize,
+    bytes: usize,
+    /// The queue that it is in, if it blocks.
+    queue: Option<Queue>,
 }
 
 #[derive(Debug)]
@@ -40,6 +52,7 @@ impl UnderWay {
             rows: HashMap::new(),
             sinks: (0..sinks).map(|_| sink()).collect(),
             bytes: bytes / sinks.max(1),
+            touched: HashSet::new(),
         }
     }
 
@@ -71,8 +84,8 @@ impl UnderWay {
 
     /// The rows of a sink.
     pub(super) fn rows(&self, sink: usize) -> impl Iterator<Item = i64> {
-        let of_sink = move |(row, (of, _)): (&i64, &(usize, usize))| (*of == sink).then_some(*row);
-        self.rows.iter().filter_map(of_sink)
+        let of_sink = self.rows.iter().filter(move |(_, row)| row.sink == sink);
+        of_sink.map(|(hold_id, _)| *hold_id)
     }
 
     /// Leaves out of what was found what is under way.
@@ -82,31 +95,68 @@ impl UnderWay {
 
     /// A task is released to a sink.
     pub(super) fn start(&mut self, sink: usize, task: &Released) {
-        let size = task.task.size();
+        let bytes = task.task.size();
         if let Some(of) = self.sinks.get_mut(sink) {
             of.tasks += 1;
-            of.bytes += size;
-            self.rows.insert(task.hold_id, (sink, size));
+            of.bytes += bytes;
+            let queue = task.task.text(Field::Key).map(|key| Queue {
+                sink: task.sink.clone(),
+                key: key.to_owned(),
+            });
+            self.rows.insert(task.hold_id, Row { sink, bytes, queue });
         }
     }
 
-    /// It was heard what has become of a row.
-    pub(super) fn end(&mut self, row: i64) {
-        self.take(row);
-    }
-
-    /// A row was given back as it is: it is still due, before what was found since.
-    pub(super) fn give_back(&mut self, row: i64) {
-        if let Some(of) = self.take(row) {
-            of.place = Place::START;
+    /// What has become of rows is written down.
+    pub(super) fn end(&mut self, rows: &Rows) {
+        for hold_id in &rows.removed {
+            self.take_out(*hold_id);
+        }
+        for row in &rows.buried {
+            self.take_out(row.hold_id);
+        }
+        for row in &rows.postponed {
+            self.take(row.hold_id);
+        }
+        for hold_id in &rows.returned {
+            if let Some(row) = self.take(*hold_id)
+                && let Some(of) = self.sinks.get_mut(row.sink)
+            {
+                // It is still due, before what was found since.
+                of.place = Place::START;
+            }
         }
     }
 
-    fn take(&mut self, row: i64) -> Option<&mut Sink> {
-        let (sink, size) = self.rows.remove(&row)?;
-        let of = self.sinks.get_mut(sink)?;
-        of.tasks -= 1;
-        of.bytes -= size;
-        Some(of)
+    /// Queues that are to be looked after, so many at most.
+    pub(super) fn touched(&self, most: usize) -> Vec<Queue> {
+        self.touched.iter().take(most).cloned().collect()
+    }
+
+    /// Queues were looked after.
+    pub(super) fn looked_after(&mut self, queues: &[Queue]) {
+        for queue in queues {
+            self.touched.remove(queue);
+        }
+    }
+
+    /// All queues were looked after.
+    pub(super) fn looked_after_all(&mut self) {
+        self.touched.clear();
+    }
+
+    /// A row has left its queue.
+    fn take_out(&mut self, hold_id: i64) {
+        let row = self.take(hold_id);
+        self.touched.extend(row.and_then(|row| row.queue));
+    }
+
+    fn take(&mut self, hold_id: i64) -> Option<Row> {
+        let row = self.rows.remove(&hold_id)?;
+        if let Some(of) = self.sinks.get_mut(row.sink) {
+            of.tasks -= 1;
+            of.bytes -= row.bytes;
+        }
+        Some(row)
     }
 }

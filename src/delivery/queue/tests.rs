@@ -208,11 +208,13 @@ fn past_hold_after_a_key_is_held_with_all_that_comes_until_it_is_free() {
     assert_eq!(parked(&later), [retrying(3, 0)]);
     // The first report is written, and all of it is gone again: but 3 is on its way there.
     let hash = queue.hasher.hash(b"1");
-    queue.written(report.seq, &[hash]);
+    queue.written(report.seq);
+    queue.freed(&[hash]);
     queue.push(passage(5, Some(1)));
     assert!(queue.next_batch(at(now), 9, usize::MAX).is_empty());
     let last = queue.take_report().expect("a report");
-    queue.written(last.seq, &[hash]);
+    queue.written(last.seq);
+    queue.freed(&[hash]);
     queue.push(passage(6, Some(1)));
     assert_eq!(ids(&queue.next_batch(at(now), 9, usize::MAX)), [6]);
 }

@@ -10,7 +10,7 @@ fn released(hold_id: i64, task_name: &str, sink: &str) -> Released {
     Released {
         hold_id,
         task,
-        sink: sink.to_owned(),
+        sink: sink.into(),
         route: "a.*".to_owned(),
         state: State::Retrying,
         attempts: 2,

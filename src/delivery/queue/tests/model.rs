@@ -22,6 +22,8 @@ struct Hold {
     rows: BTreeMap<i64, Row>,
     last_id: i64,
     under_way: HashSet<i64>,
+    /// Keys whose queues were not looked after since a row was taken.
+    touched: HashSet<u8>,
     reports: VecDeque<Report>,
     /// To the lane.
     inbox: VecDeque<Message>,
@@ -29,8 +31,7 @@ struct Hold {
 
 impl Hold {
     /// The keeper writes down the first reports.
-    fn write(&mut self, count: usize, queue: &LaneQueue) {
-        let mut removed_keys = HashSet::new();
+    fn write(&mut self, count: usize) {
         let mut seq = 0;
         let count = count.min(self.reports.len());
         let reports: Vec<Report> = self.reports.drain(..count).collect();
@@ -47,16 +48,16 @@ impl Hold {
         }
         for report in &reports {
             seq = report.seq;
-            for hold_id in report
-                .rows
-                .changed_ids()
-                .chain(report.rows.returned.iter().copied())
-            {
+            let rows = &report.rows;
+            let postponed = rows.postponed.iter().map(|row| row.hold_id);
+            let buried = rows.buried.iter().map(|row| row.hold_id);
+            let others = postponed.chain(buried).chain(rows.returned.iter().copied());
+            for hold_id in rows.removed.iter().copied().chain(others) {
                 assert!(self.under_way.remove(&hold_id), "{hold_id} twice");
             }
             for hold_id in &report.rows.removed {
                 let row = self.rows.remove(hold_id).expect("a row");
-                removed_keys.extend(row.key);
+                self.touched.extend(row.key);
             }
             for postponed in &report.rows.postponed {
                 let row = self.rows.get_mut(&postponed.hold_id).expect("a row");
@@ -66,14 +67,19 @@ impl Hold {
         if reports.is_empty() {
             return;
         }
-        removed_keys.retain(|key| self.rows.values().all(|row| row.key != Some(*key)));
-        let hash = |key: &u8| queue.hasher.hash(key.to_string().as_bytes());
-        let freed = removed_keys.iter().map(hash).collect();
         self.inbox.push_back(Message::Written {
             seq,
-            freed,
             saved: Confirmation::default(),
         });
+    }
+
+    /// The keeper looks after the queues from which rows were taken.
+    fn look_after(&mut self, queue: &LaneQueue) {
+        let is_empty = |key: &u8| self.rows.values().all(|row| row.key != Some(*key));
+        let empty = self.touched.drain().filter(is_empty);
+        let hash = |key: u8| queue.hasher.hash(key.to_string().as_bytes());
+        self.inbox
+            .push_back(Message::Freed(empty.map(hash).collect()));
     }
 
     /// The lane takes so many messages.
@@ -82,7 +88,8 @@ impl Hold {
         for message in self.inbox.drain(..count) {
             match message {
                 Message::Tasks(passages) => queue.extend(passages),
-                Message::Written { seq, freed, .. } => queue.written(seq, &freed),
+                Message::Written { seq, .. } => queue.written(seq),
+                Message::Freed(hashes) => queue.freed(&hashes),
                 Message::Begins { .. } => {}
             }
         }
@@ -141,7 +148,8 @@ proptest! {
                     }
                     hold.hear(size, &mut queue);
                 }
-                1 => hold.write(size, &queue),
+                1 => hold.write(size),
+                2 if size < 3 => hold.look_after(&queue),
                 2 => hold.release(),
                 // The sink is away for long.
                 7 => queue.spill(now, &Cause::new("away"), true),
@@ -161,8 +169,9 @@ proptest! {
                         queue.spill_beside(now, &in_hand, &Cause::new("it does not answer"));
                         hold.reports.extend(queue.take_report());
                         if pause % 2 == 0 {
-                            hold.write(size, &queue);
+                            hold.write(size);
                             hold.release();
+                            hold.look_after(&queue);
                             hold.hear(size, &mut queue);
                         }
                     }
