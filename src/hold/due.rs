@@ -37,6 +37,11 @@ impl Place {
         due_at: Timestamp(i64::MIN),
         hold_id: i64::MIN,
     };
+
+    /// Behind this row.
+    pub fn at(due_at: Timestamp, hold_id: i64) -> Place {
+        Place { due_at, hold_id }
+    }
 }
 
 /// A sink for which tasks are held that are due, or will be.
@@ -185,10 +190,7 @@ pub async fn due(
     };
     if let Some(row) = rows.last() {
         let At(due_at) = row.try_get(1).map_err(failed)?;
-        due.last = Some(Place {
-            due_at,
-            hold_id: row.try_get(0).map_err(failed)?,
-        });
+        due.last = Some(Place::at(due_at, row.try_get(0).map_err(failed)?));
     }
     for row in rows {
         due.released.push(released(&row, sink).map_err(failed)?);

@@ -160,3 +160,116 @@ impl UnderWay {
         Some(row)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hold::{Buried, Postponed, State};
+    use crate::outbox::{Position, Task};
+    use crate::pg::Timestamp;
+
+    fn released(hold_id: i64, key: Option<&str>, bytes: usize) -> Released {
+        let name = "x".repeat(bytes);
+        let fields = [(Field::Task, &*name)].into_iter();
+        let fields = fields.chain(key.map(|key| (Field::Key, key)));
+        Released {
+            hold_id,
+            task: Task::from_fields(fields, Position::default(), Timestamp(0)),
+            sink: "sink".into(),
+            route: String::new(),
+            state: State::Retrying,
+            attempts: 0,
+        }
+    }
+
+    #[test]
+    fn what_one_sink_has_under_way_takes_no_room_from_another() {
+        let mut under_way = UnderWay::new(2, 20_000);
+        let room = under_way.room(0);
+        under_way.start(0, &released(1, None, 9_000));
+        assert!(under_way.room(0).is_some(), "some is left");
+        under_way.start(0, &released(2, None, 9_000));
+        assert_eq!(under_way.room(0), None);
+        assert_eq!(under_way.room(1), room);
+        let one = Rows {
+            removed: vec![1],
+            ..Rows::default()
+        };
+        under_way.end(&one);
+        assert!(under_way.room(0).is_some());
+        for hold_id in 0..UNDER_WAY as i64 {
+            under_way.start(1, &released(100 + hold_id, None, 0));
+        }
+        assert_eq!(under_way.room(1), None);
+        assert_eq!(under_way.room(2), None, "no such sink");
+    }
+
+    #[test]
+    fn a_task_that_is_larger_than_the_room_still_comes() {
+        let mut under_way = UnderWay::new(1, 0);
+        assert_eq!(under_way.room(0).map(|batch| batch.bytes), Some(1));
+        under_way.start(0, &released(1, None, 10));
+        assert_eq!(under_way.room(0), None);
+    }
+
+    #[test]
+    fn what_is_given_back_is_looked_for_from_the_start() {
+        let mut under_way = UnderWay::new(1, 1 << 20);
+        let tasks = [1, 2, 3, 4].map(|hold_id| released(hold_id, Some("k"), 1));
+        let place = Place::at(Timestamp(7), 4);
+        under_way.came_to(0, place);
+        tasks.iter().for_each(|task| under_way.start(0, task));
+        let postponed = Postponed {
+            hold_id: 1,
+            due_in: std::time::Duration::ZERO,
+            attempts: 1,
+            error: String::new(),
+        };
+        under_way.end(&Rows {
+            postponed: vec![postponed],
+            ..Rows::default()
+        });
+        assert_eq!(under_way.place(0), place, "it is due later");
+        assert_eq!(under_way.touched(9), [], "and still first in its queue");
+        under_way.end(&Rows {
+            returned: vec![2],
+            ..Rows::default()
+        });
+        assert_eq!(under_way.place(0), Place::START);
+        let mut rows: Vec<i64> = under_way.rows(0).collect();
+        rows.sort_unstable();
+        assert_eq!(rows, [3, 4]);
+        let mut found = tasks.to_vec();
+        under_way.leave_out(&mut found);
+        let found: Vec<i64> = found.iter().map(|task| task.hold_id).collect();
+        assert_eq!(found, [1, 2]);
+    }
+
+    #[test]
+    fn a_queue_is_looked_after_once_a_row_has_left_it() {
+        let mut under_way = UnderWay::new(1, 1 << 20);
+        for (hold_id, key) in [(1, Some("k")), (2, Some("k")), (3, Some("l")), (4, None)] {
+            under_way.start(0, &released(hold_id, key, 1));
+        }
+        let buried = Buried {
+            hold_id: 3,
+            attempts: 1,
+            error: String::new(),
+            blocks: false,
+        };
+        under_way.end(&Rows {
+            removed: vec![1, 2, 4],
+            buried: vec![buried],
+            ..Rows::default()
+        });
+        let mut touched = under_way.touched(9);
+        touched.sort();
+        let keys: Vec<&str> = touched.iter().map(|queue| &*queue.key).collect();
+        assert_eq!(keys, ["k", "l"]);
+        assert_eq!(under_way.touched(1).len(), 1);
+        under_way.looked_after(&touched[..1]);
+        assert_eq!(under_way.touched(9), touched[1..]);
+        under_way.looked_after_all();
+        assert_eq!(under_way.touched(9), []);
+    }
+}
