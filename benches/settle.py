@@ -201,17 +201,18 @@ def hold(args):
     runs = {kind: [] for kind in kinds}
     for turn in range(args.rounds):
         for kind, keyed in kinds.items():
-            direct = settled_directly(args, keyed)
-            one = {"direct": direct} | spilled(args, keyed)
+            one = settled_directly(args, keyed) | spilled(args, keyed)
             runs[kind].append(one)
             print(f"# hold {turn + 1}/{args.rounds}, {kind}: {one}", file=sys.stderr)
     median = lambda kind, what: statistics.median(run[what] for run in runs[kind])
-    print(f"\n| {args.rows:,} tasks, {args.rounds} runs | direct, tasks/s | spilling | draining | draining × direct "
+    ratio = lambda kind, what: statistics.median(run["draining" + what] / run["direct" + what] for run in runs[kind])
+    print(f"\n| {args.rows:,} tasks, {args.rounds} runs | direct, tasks/s pushed (settled) | spilling | draining, pushed (settled) | draining × direct "
           "| keeper's backend, spilling µs/task | draining | WAL, spilling B/task | draining | MB |\n|" + "---|" * 10)  # fmt: skip
     for kind in kinds:
-        ratio = statistics.median(run["draining"] / run["direct"] for run in runs[kind])
-        print(f"| {kind} | {median(kind, 'direct'):,.0f} | {median(kind, 'spilling'):,.0f} | {median(kind, 'draining'):,.0f} "
-              f"| {ratio:.2f} | {median(kind, 'cpu_spilling'):.1f} | {median(kind, 'cpu_draining'):.1f} "
+        print(f"| {kind} | {median(kind, 'direct'):,.0f} ({median(kind, 'direct_settled'):,.0f}) | {median(kind, 'spilling'):,.0f} "
+              f"| {median(kind, 'draining'):,.0f} ({median(kind, 'draining_settled'):,.0f}) "
+              f"| {ratio(kind, ''):.2f} ({ratio(kind, '_settled'):.2f}) "
+              f"| {median(kind, 'cpu_spilling'):.1f} | {median(kind, 'cpu_draining'):.1f} "
               f"| {median(kind, 'wal_spilling'):,.0f} | {median(kind, 'wal_draining'):,.0f} | {median(kind, 'memory'):.0f} |")  # fmt: skip
 
 
@@ -221,9 +222,10 @@ def settled_directly(args, keyed):
     daemon.start(os.environ["REDIS_PORT"], False)
     first = daemon.wait("delivery", lambda: tasks.count() > 0)
     last = daemon.wait("delivery", lambda: tasks.count() >= args.rows)
+    settled = daemon.wait("deleting", lambda: sql("select exists (select from aftercommit.outbox)") == "f", 0.02)
     daemon.finish()
     daemon.drop()
-    return args.rows / (last - first)
+    return {"direct": args.rows / (last - first), "direct_settled": args.rows / (settled - first)}
 
 
 def spilled(args, keyed):
@@ -256,7 +258,7 @@ def spilled(args, keyed):
         sys.exit(f"{count} of {args.rows} tasks have come")
     return {
         "spilling": args.rows / (last - first), "draining": args.rows / (drained - back), "memory": daemon.memory,
-        "emptied": empty - drained,
+        "draining_settled": args.rows / (empty - back),
         "wal_spilling": (daemon.wal[2] - daemon.wal[1]) / args.rows,
         "wal_draining": (daemon.wal[3] - daemon.wal[2]) / args.rows,
         "cpu_spilling": 1e6 * cpu / args.rows,
