@@ -11,6 +11,7 @@
 //! | 21, 22, 23 | what the application writes: a million rows at once, 100 MB in one row, poison | [`input`] |
 //! | 24 | one key that fails among a thousand | [`keys`] |
 //! | 26 | two daemons on one slot | [`roles`] |
+//! | 28 | the clock: an hour forward and back | [`clock`] |
 //! | 30, 31 | WAL of others, and a synchronous standby | [`wal`] |
 //!
 //! **Two profiles.** `cargo test` sits each row quickly, in a few seconds. `make exam` (`EXAM=full`) sits it in full, one row
@@ -26,6 +27,7 @@
 
 mod brokers;
 mod catalog;
+mod clock;
 mod exposure;
 mod input;
 mod keys;

@@ -23,7 +23,7 @@ use crate::support::redis::Options;
 use crate::support::wait::PATIENCE;
 
 /// While a peer is down, a daemon uses less than this of a core.
-const CALM: f64 = 0.25;
+pub(super) const CALM: f64 = 0.25;
 /// How long the last tasks may take to come. Long: it only runs out when something is wrong.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 

@@ -19,5 +19,6 @@ pub(crate) mod redis;
 pub(crate) mod tasks;
 pub(crate) mod tls;
 pub(crate) mod wait;
+pub(crate) mod wall_clock;
 
 mod tests;
