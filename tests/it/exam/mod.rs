@@ -35,6 +35,7 @@ mod kills;
 mod lost;
 mod network;
 mod roles;
+mod room;
 mod server;
 mod sheet;
 mod trial;

@@ -9,6 +9,7 @@
 
 pub(crate) mod celery;
 pub(crate) mod daemon;
+pub(crate) mod disk;
 pub(crate) mod exam;
 pub(crate) mod orders;
 pub(crate) mod port;
