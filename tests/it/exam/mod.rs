@@ -12,6 +12,7 @@
 //! | 24 | one key that fails among a thousand | [`keys`] |
 //! | 26 | two daemons on one slot | [`roles`] |
 //! | 28 | the clock: an hour forward and back | [`clock`] |
+//! | 29 | no room: on the disk under the hold table, for the log, for file descriptors | [`room`] |
 //! | 30, 31 | WAL of others, and a synchronous standby | [`wal`] |
 //!
 //! **Two profiles.** `cargo test` sits each row quickly, in a few seconds. `make exam` (`EXAM=full`) sits it in full, one row

@@ -1,5 +1,8 @@
 //! Row 29: no room is left on the disk under the hold table, where the log goes, or for file descriptors.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use redis::AsyncCommands as _;
@@ -7,7 +10,7 @@ use serde_json::Value;
 
 use super::sheet::{Sheet, sit};
 use super::trial::{Life, Trial, edited};
-use super::{BROKER_BACK, Outlet, by_profile};
+use super::{BROKER_BACK, DAEMON_BACK, Outlet, SERVER_BACK, by_profile};
 use crate::support::disk::Disk;
 use crate::support::exam::{IN_FLIGHT, LIST, says};
 use crate::support::proxy::Proxy;
@@ -166,4 +169,86 @@ async fn others(trial: &Trial, other: &Redis, tasks: usize) -> Duration {
     })
     .await;
     start.elapsed()
+}
+
+/// Rows that nobody can take; the log has a line for each, so many that they fill its queue in the daemon.
+const REFUSED: usize = 6_000;
+/// What a pipe takes that nobody reads, in bytes; a little less, since lines are not cut.
+const PIPE: usize = 60_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_29_log_full() {
+    sit("29", "the disk under the log is full", |sheet| async move {
+        let full = File::options().write(true).open("/dev/full");
+        log_to(sheet, full.expect("/dev/full").into()).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_29_log_blocked() {
+    sit("29", "nobody reads the log's pipe", |sheet| async move {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        log_to(sheet.clone(), writer.into()).await;
+        let mut log = Vec::new();
+        { reader }.read_to_end(&mut log).expect("what was written");
+        sheet.at_least("bytes in the pipe", log.len(), PIPE);
+        sheet.count("bytes in the pipe, and no more", log.len(), 1 << 16);
+    })
+    .await;
+}
+
+/// Much is to be logged, and cannot be; tasks are dispatched all the same.
+async fn log_to(sheet: Sheet, stderr: Stdio) {
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let config = trial.config();
+    let life = trial.start_logging_to(stderr, &config);
+    let load = trial.load();
+    trial.wait_for(100).await;
+    for _ in 0..by_profile(1, 10) {
+        let before: usize = trial.exam.held().await.len();
+        trial.exam.postgres.psql(&format!(
+            "insert into aftercommit.outbox (task, options)
+             select 'refused', '{{\"time_limits\": 3}}' from generate_series(1, {REFUSED})"
+        ));
+        wait_for_held(&trial, before + REFUSED).await;
+        trial.recovery(Instant::now(), DAEMON_BACK).await;
+    }
+    load.stop().await;
+    trial.conclude(life, 0).await;
+}
+
+/// So many file descriptors the daemon may have.
+const DESCRIPTORS: usize = 64;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_29_descriptors() {
+    let name = "64 file descriptors";
+    sit("29", name, few_descriptors).await;
+}
+
+async fn few_descriptors(sheet: Sheet) {
+    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let (postgres, redis) = (
+        Proxy::start(trial.exam.postgres.port()),
+        Proxy::start(trial.exam.redis.port()),
+    );
+    let config = trial.config_through(
+        &trial.exam.postgres_url_through(postgres.port()),
+        &trial.exam.redis.url_through(redis.port(), 0),
+    );
+    let life = trial.start(&config);
+    life.limit_descriptors(DESCRIPTORS as u64);
+    let load = trial.load();
+    trial.wait_for(100).await;
+    let rounds = by_profile(10, 100);
+    for _ in 0..rounds {
+        postgres.reset();
+        redis.reset();
+        trial.recovery(Instant::now(), SERVER_BACK).await;
+        sheet.count("descriptors", life.descriptors(), DESCRIPTORS);
+    }
+    sheet.at_least("connections cut", rounds, 10);
+    load.stop().await;
+    trial.conclude(life, 0).await;
 }

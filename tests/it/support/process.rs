@@ -36,10 +36,21 @@ impl Process {
     ) -> Process {
         let output = File::options().create(true).append(true).open(log);
         let output = output.unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+        Process::spawn_to(name, command, stop, log, output.into())
+    }
+
+    /// As [`spawn`](Process::spawn); what it writes to stderr goes elsewhere, and `log` is for others to write to.
+    pub(crate) fn spawn_to(
+        name: &'static str,
+        command: &mut Command,
+        stop: Signal,
+        log: &Path,
+        stderr: Stdio,
+    ) -> Process {
         let child = command
             .process_group(0)
             .stdin(Stdio::null())
-            .stderr(output)
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name} with {command:?}: {error}"));
         watch_process(child.id(), stop);
