@@ -246,7 +246,7 @@ async fn few_descriptors(sheet: Sheet) {
     life.limit_descriptors(DESCRIPTORS as u64);
     let load = trial.load();
     trial.wait_for(100).await;
-    let rounds = by_profile(10, 100);
+    let rounds = by_profile(10, 30);
     for _ in 0..rounds {
         postgres.reset();
         redis.reset();
