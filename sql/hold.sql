@@ -59,8 +59,11 @@ create index if not exists hold_due
   on aftercommit.hold (slot, sink, due_at, hold_id) where due_at is not null;
 create index if not exists hold_queue
   on aftercommit.hold (slot, sink, hashtextextended(key, 0), hold_id) where blocks;
-create index if not exists hold_task_id
-  on aftercommit.hold using hash (id);
+-- For cancel(). No hash index: that counts pages as its own before the disk has given them, and once the disk is full every
+-- checkpoint of the server fails on them, and any statement that has to write one out.
+create index if not exists hold_id_hash
+  on aftercommit.hold (hashtextextended(id, 0));
+drop index if exists aftercommit.hold_task_id; -- which was one
 
 comment on table aftercommit.hold is
   'tasks that wait for their time, for another attempt, or for somebody to look at them; see: aftercommit hold list';

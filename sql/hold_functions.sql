@@ -202,11 +202,13 @@ set search_path = ''
 as $function$
 begin
   delete from aftercommit.hold h
-  where h.id = cancel.id and h.state = 'scheduled' and h.released_at is null and not h.blocks;
+  where hashtextextended(h.id, 0) = hashtextextended(cancel.id, 0) and h.id = cancel.id
+    and h.state = 'scheduled' and h.released_at is null and not h.blocks;
   if found then
     return 'cancelled';
   end if;
-  perform from aftercommit.hold h where h.id = cancel.id;
+  perform from aftercommit.hold h
+  where hashtextextended(h.id, 0) = hashtextextended(cancel.id, 0) and h.id = cancel.id;
   return case when found then 'too late' else 'not held' end;
 end
 $function$;

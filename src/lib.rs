@@ -30,7 +30,7 @@
 //! | 1 | [`replication`] | The server's end of the wire: URLs, TLS, login, START_REPLICATION, the stream, errors and what to do. |
 //! | 1 P | [`watermark`] | Outstanding work, and the one LSN that may be confirmed. |
 //! | 1 P | [`backoff`] | Pauses that grow, with jitter. |
-//! | 1 | [`clock`] | The wall clock, read in one place. |
+//! | 1 | [`clock`] | The wall clock, the server's and ours, read in one place. |
 //! | 1 | [`logging`] | The log: text or JSON, and never in the way of the work. |
 //! | 0 | [`budget`] | Bytes of tasks in memory: charged when they are read, given back when they are settled. |
 //! | 0 P | [`pg`] | The protocol's values and frames: LSNs, timestamps, pgoutput. Bounds-checked, without a copy. |

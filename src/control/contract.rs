@@ -37,7 +37,7 @@ pub(super) fn contract(table: &TableName, partition: Option<Duration>) -> Vec<St
     steps.push(object(
         "table aftercommit.hold",
         "select count(pg_catalog.to_regclass('aftercommit.' || name)) = 5 \
-         from unnest(array['hold', 'hold_position', 'hold_due', 'hold_queue', 'hold_task_id']) name"
+         from unnest(array['hold', 'hold_position', 'hold_due', 'hold_queue', 'hold_id_hash']) name"
             .to_owned(),
         include_str!("../../sql/hold.sql"),
     ));

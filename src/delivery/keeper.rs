@@ -143,6 +143,8 @@ struct Running {
     /// When to try each sink that is away.
     probes: Vec<look::Probe>,
     trouble: Backoff,
+    /// What was said of it last, and its SQLSTATE.
+    complaint: (&'static str, Option<String>),
 }
 
 /// Nobody listens any more.
@@ -173,6 +175,7 @@ impl Keeper {
             passed_over: look::PassedOver::new(),
             probes,
             trouble: Backoff::new(line::RETRY),
+            complaint: ("", None),
         };
         while running.step().await.is_ok() {}
     }

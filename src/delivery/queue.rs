@@ -59,7 +59,7 @@ struct Waiting {
 pub(super) struct At {
     /// The monotonic clock.
     pub(super) now: Instant,
-    /// The wall clock, for what expires.
+    /// The wall clock, the server's, for what expires.
     pub(super) wall: Timestamp,
     /// Spreads the pauses.
     pub(super) random: f64,

@@ -100,6 +100,9 @@ impl Filter {
         }
         if !self.id.is_empty() {
             condition.and("h.id = any (?)", self.id.clone(), Type::TEXT_ARRAY);
+            let indexed =
+                "hashtextextended(h.id, 0) in (select hashtextextended(i, 0) from unnest(?) i)";
+            condition.and(indexed, self.id.clone(), Type::TEXT_ARRAY);
         }
         condition
     }

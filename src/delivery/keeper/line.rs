@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_postgres::Client;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Gone, Running};
 use crate::hold;
@@ -53,11 +53,22 @@ impl Running {
         self.client = None;
         let pause = self.trouble.next(fastrand::f64());
         let error = hold::remedied(error);
-        warn!(%error, attempt = self.trouble.attempts(), "{words}");
+        self.complain(&error, words);
         tokio::select! {
             () = tokio::time::sleep(pause) => Ok(()),
             () = self.keeper.news.closed() => Err(Gone),
         }
+    }
+
+    /// Says what is wrong. The same once more is no warning: whoever waits for those has had it.
+    fn complain(&mut self, error: &Error, words: &'static str) {
+        let attempt = self.trouble.attempts();
+        let complaint = (words, error.sqlstate().map(str::to_owned));
+        match attempt > 1 && self.complaint == complaint {
+            true => info!(%error, attempt, "{words}"),
+            false => warn!(%error, attempt, "{words}"),
+        }
+        self.complaint = complaint;
     }
 
     /// The connection, opened if need be.

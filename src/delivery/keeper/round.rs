@@ -10,9 +10,11 @@ use tokio_postgres::types::Type;
 
 use super::Running;
 use super::Work;
+use crate::clock;
 use crate::failpoint::{self, Point};
 use crate::hold::{self, Checkpoint};
 use crate::intake::Session;
+use crate::pg::Timestamp;
 use crate::replication::{Error, Place, Policy};
 
 impl Running {
@@ -106,7 +108,7 @@ fn is_lock(error: &Error) -> bool {
 }
 
 /// Takes the lock of the slot's hold until the end of the transaction; fails when the slot is not ours. Says how many bytes
-/// of WAL the server keeps for the slot.
+/// of WAL the server keeps for the slot. And hears what time it is there, since it is asked so often.
 pub(super) async fn fence(db: &Client, slot: &str, session: Session) -> Result<u64, Error> {
     let ours = i32::try_from(session.walsender_pid).unwrap_or_default();
     let params = [(
@@ -116,14 +118,18 @@ pub(super) async fn fence(db: &Client, slot: &str, session: Session) -> Result<u
     let asked = tokio::try_join!(
         db.query_typed("select aftercommit.hold_lock($1)", &params),
         db.query_typed_opt(
-            "select active_pid, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8
+            "select active_pid, pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::int8,
+                    (extract(epoch from clock_timestamp()) * 1000000)::int8
              from pg_replication_slots where slot_name = $1",
             &params
         ),
     );
     let (_, slot) = asked.map_err(|error| Error::sql("asking who reads the slot", error))?;
     let reader: Option<i32> = slot.as_ref().and_then(|row| row.try_get(0).ok().flatten());
-    let retained: Option<i64> = slot.and_then(|row| row.try_get(1).ok().flatten());
+    let retained: Option<i64> = slot.as_ref().and_then(|row| row.try_get(1).ok().flatten());
+    if let Some(shows) = slot.and_then(|row| row.try_get(2).ok()) {
+        clock::hear(Timestamp::from_unix_micros(shows));
+    }
     match reader == Some(ours) {
         true => Ok(u64::try_from(retained.unwrap_or_default()).unwrap_or_default()),
         false => Err(Error::judged(

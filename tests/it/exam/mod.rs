@@ -11,6 +11,8 @@
 //! | 21, 22, 23 | what the application writes: a million rows at once, 100 MB in one row, poison | [`input`] |
 //! | 24 | one key that fails among a thousand | [`keys`] |
 //! | 26 | two daemons on one slot | [`roles`] |
+//! | 28 | the clock: an hour forward and back | [`clock`] |
+//! | 29 | no room: on the disk under the hold table, for the log, for file descriptors | [`room`] |
 //! | 30, 31 | WAL of others, and a synchronous standby | [`wal`] |
 //!
 //! **Two profiles.** `cargo test` sits each row quickly, in a few seconds. `make exam` (`EXAM=full`) sits it in full, one row
@@ -26,6 +28,7 @@
 
 mod brokers;
 mod catalog;
+mod clock;
 mod exposure;
 mod input;
 mod keys;
@@ -33,6 +36,7 @@ mod kills;
 mod lost;
 mod network;
 mod roles;
+mod room;
 mod server;
 mod sheet;
 mod trial;

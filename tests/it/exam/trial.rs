@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::process::ExitStatus;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::support::redis::Options;
 use crate::support::wait::PATIENCE;
 
 /// While a peer is down, a daemon uses less than this of a core.
-const CALM: f64 = 0.25;
+pub(super) const CALM: f64 = 0.25;
 /// How long the last tasks may take to come. Long: it only runs out when something is wrong.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 
@@ -120,16 +120,31 @@ impl Trial {
 
     /// As [`start`](Trial::start), with environment variables.
     pub(super) fn start_with(&mut self, config: &str, environment: &[(&str, &str)]) -> Life {
-        let name = format!("stdout-{}", self.outputs.len());
-        let path = self.directory.path().join(name);
+        let stdout = self.next_output();
         let daemon = Daemon::start_with(config, |command| {
             command.envs(environment.iter().copied());
-            if self.outlet == Outlet::Stdout {
-                command.stdout(File::create(&path).expect("a file for stdout"));
-            }
+            stdout.map(|file| command.stdout(file));
         });
-        self.outputs.push(Output { path, read: 0 });
         Life::watch(daemon, &self.sheet, self.memory)
+    }
+
+    /// As [`start`](Trial::start), with its log written elsewhere.
+    pub(super) fn start_logging_to(&mut self, stderr: Stdio, config: &str) -> Life {
+        let stdout = self.next_output();
+        let daemon = Daemon::start_logging_to(stderr, config, |command| {
+            stdout.map(|file| command.stdout(file));
+        });
+        Life::watch(daemon, &self.sheet, self.memory)
+    }
+
+    /// Where the next daemon writes its tasks, if it writes them to stdout.
+    fn next_output(&mut self) -> Option<File> {
+        let name = format!("stdout-{}", self.outputs.len());
+        let path = self.directory.path().join(name);
+        let file = (self.outlet == Outlet::Stdout)
+            .then(|| File::create(&path).expect("a file for stdout"));
+        self.outputs.push(Output { path, read: 0 });
+        file
     }
 
     /// Writers on three connections, which keep a daemon busy at some 1,000 rows a second.

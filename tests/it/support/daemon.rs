@@ -1,11 +1,11 @@
 //! The daemon as a real child process.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -59,6 +59,27 @@ impl Daemon {
 
     /// As [`start`](Daemon::start), with more arguments or environment.
     pub(crate) fn start_with(config: &str, adjust: impl FnOnce(&mut Command)) -> Daemon {
+        Daemon::launch(config, adjust, |command, log| {
+            Process::spawn("aftercommit", command, Signal::KILL, log)
+        })
+    }
+
+    /// As [`start_with`](Daemon::start_with); its log goes elsewhere, and cannot be asked for here.
+    pub(crate) fn start_logging_to(
+        stderr: Stdio,
+        config: &str,
+        adjust: impl FnOnce(&mut Command),
+    ) -> Daemon {
+        Daemon::launch(config, adjust, |command, log| {
+            Process::spawn_to("aftercommit", command, Signal::KILL, log, stderr)
+        })
+    }
+
+    fn launch(
+        config: &str,
+        adjust: impl FnOnce(&mut Command),
+        spawn: impl FnOnce(&mut Command, &Path) -> Process,
+    ) -> Daemon {
         let directory = scratch("daemon");
         let file = directory.path().join("aftercommit.toml");
         fs::write(&file, config).expect("a configuration file");
@@ -67,7 +88,7 @@ impl Daemon {
         command.args(["run", "-c"]).arg(&file).stdout(stdout);
         adjust(&mut command);
         let log = directory.path().join("log");
-        let process = Process::spawn("aftercommit", &mut command, Signal::KILL, &log);
+        let process = spawn(&mut command, &log);
         Daemon { process, directory }
     }
 
@@ -150,6 +171,21 @@ impl Daemon {
     pub(crate) fn stdout(&self) -> Vec<String> {
         let text = fs::read_to_string(self.directory.path().join("stdout")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+
+    /// How many file descriptors it has.
+    pub(crate) fn descriptors(&self) -> usize {
+        let open = fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        open.expect("proc(5)").count()
+    }
+
+    /// It may have so many file descriptors from now on.
+    pub(crate) fn limit_descriptors(&self, most: u64) {
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        prlimit(Some(self.process.pid()), Resource::Nofile, limit).expect("prlimit(2)");
     }
 
     /// Its peak resident memory so far, in bytes; it must be running.

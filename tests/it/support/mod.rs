@@ -9,6 +9,7 @@
 
 pub(crate) mod celery;
 pub(crate) mod daemon;
+pub(crate) mod disk;
 pub(crate) mod exam;
 pub(crate) mod orders;
 pub(crate) mod port;
@@ -19,5 +20,6 @@ pub(crate) mod redis;
 pub(crate) mod tasks;
 pub(crate) mod tls;
 pub(crate) mod wait;
+pub(crate) mod wall_clock;
 
 mod tests;

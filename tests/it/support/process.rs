@@ -2,7 +2,7 @@
 //!
 //! Each one leads a process group of its own and is stopped when its [`Process`] is dropped. For the cases that drop
 //! nothing (a static, an abort, a kill -9 of the test process, Ctrl-C) a small shell waits at the other end of a pipe:
-//! when the pipe closes, because this process is gone, it stops what is still there and removes the folders.
+//! when the pipe closes, because this process is gone, it stops what is still there, unmounts, and removes the folders.
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -36,10 +36,21 @@ impl Process {
     ) -> Process {
         let output = File::options().create(true).append(true).open(log);
         let output = output.unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+        Process::spawn_to(name, command, stop, log, output.into())
+    }
+
+    /// As [`spawn`](Process::spawn); what it writes to stderr goes elsewhere, and `log` is for others to write to.
+    pub(crate) fn spawn_to(
+        name: &'static str,
+        command: &mut Command,
+        stop: Signal,
+        log: &Path,
+        stderr: Stdio,
+    ) -> Process {
         let child = command
             .process_group(0)
             .stdin(Stdio::null())
-            .stderr(output)
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("cannot start {name} with {command:?}: {error}"));
         watch_process(child.id(), stop);
@@ -166,6 +177,11 @@ pub(crate) fn scratch(name: &str) -> TempDir {
     directory
 }
 
+/// A file system is going to be mounted on this folder.
+pub(super) fn watch_mount(folder: &Path) {
+    tell_watcher(&format!("mount {}", folder.display()));
+}
+
 fn watch_process(pid: u32, stop: Signal) {
     // Ids are used again, ids with their start time are not: field 22 of proc(5), the 20th after the name.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -199,12 +215,14 @@ fn tell_watcher(line: &str) {
 
 /// Reads what there is to clean up, until the pipe closes; then cleans up.
 const WATCHER_SCRIPT: &str = r#"
-processes= directories=
+processes= directories= mounts=
 while read -r kind rest; do
     case $kind in
     process) processes="$processes
 $rest" ;;
     directory) directories="$directories
+$rest" ;;
+    mount) mounts="$mounts
 $rest" ;;
     esac
 done
@@ -228,6 +246,9 @@ while [ -n "$(alive)" ] && [ $tries -lt 100 ]; do
     tries=$((tries + 1))
 done
 alive | while read -r pid signal; do kill -KILL -"$pid"; done
+printf '%s\n' "$mounts" | while read -r mount; do
+    [ -n "$mount" ] && umount -l "$mount"
+done
 printf '%s\n' "$directories" | while read -r directory; do
     [ -n "$directory" ] && rm -rf "$directory"
 done

@@ -103,7 +103,7 @@ pub(super) fn how_to_get(version: u32) -> String {
 }
 
 /// Hands a file or folder to the server's account.
-pub(super) fn give_to_server(path: &Path) {
+pub(crate) fn give_to_server(path: &Path) {
     if let Some((user, group)) = server_account() {
         std::os::unix::fs::chown(path, Some(user), Some(group)).expect("root may give files away");
     }
