@@ -63,7 +63,6 @@ create index if not exists hold_queue
 -- checkpoint of the server fails on them, and any statement that has to write one out.
 create index if not exists hold_id_hash
   on aftercommit.hold (hashtextextended(id, 0));
-drop index if exists aftercommit.hold_task_id; -- which was one
 
 comment on table aftercommit.hold is
   'tasks that wait for their time, for another attempt, or for somebody to look at them; see: aftercommit hold list';
