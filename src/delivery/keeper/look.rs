@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::debug;
 
+use super::history::UnderWay;
 use super::line::ended;
 use super::round::fence;
 use super::{Gone, News, Running};
 use crate::backoff::Backoff;
 use crate::hold::{self, Batch, Released};
 use crate::intake::Session;
-use crate::replication::{Error, Place, Policy};
+use crate::replication::{Error, Policy};
 use crate::units::BackoffRange;
 
 /// What others do to the hold table (an operator's retry, say) is noticed so soon.
@@ -28,8 +29,6 @@ const PROBE: BackoffRange = BackoffRange {
 
 /// A sink that goes away again so soon was not really back.
 const STEADY: Duration = Duration::from_secs(5);
-/// How long a look may take before its connection counts as dead.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Rows that are being cancelled are left out of the looks of the next second; where there are many, for longer, by so
 /// much for each.
 const PASS_OVER_MORE: Duration = Duration::from_micros(100);
@@ -111,9 +110,7 @@ impl Running {
         let away = |index: usize| wishes.away.get(index).copied().unwrap_or_default();
         let line = self.keeper.line.clone();
         let due = tokio::select! {
-            due = timeout(LOOK_TIMEOUT, self.due(session, away)) => {
-                due.unwrap_or_else(|_| Err(Error::timeout(Place::Sql, LOOK_TIMEOUT)))
-            }
+            due = self.due(session, away) => due,
             () = ended(line, session) => {
                 self.client = None;
                 return Ok(());
@@ -123,12 +120,14 @@ impl Running {
         match due {
             Ok((released, next_look)) => {
                 self.next_look = next_look;
+                self.trouble.reset();
                 if released.is_empty() {
                     return Ok(());
                 }
                 debug!(tasks = released.len(), "held tasks are due");
                 for task in &released {
-                    self.under_way.insert(task.hold_id, task.task.size());
+                    let known = UnderWay::new(&task.task, session.identity);
+                    self.under_way.insert(task.hold_id, known);
                     self.bytes += task.task.size();
                 }
                 self.tell(News::Released(released)).await
