@@ -201,10 +201,14 @@ impl Running {
 
     /// The intake stands differently.
     fn line(&mut self) {
-        self.session = match &*self.keeper.line.borrow_and_update() {
+        let session = match &*self.keeper.line.borrow_and_update() {
             Line::Up(session) => Some(*session),
             Line::Down | Line::Halted(_) => None,
         };
+        if std::mem::replace(&mut self.session, session) != session {
+            // If keeper and intake waited one after the other, both would take long to come back.
+            self.trouble.reset();
+        }
         if self.session.is_none() {
             // A server that shuts down waits for its clients.
             self.client = None;

@@ -93,7 +93,8 @@ async fn look(
 ) -> Result<std::convert::Infallible, Error> {
     let mut seen = Instant::now(); // by the preflight
     loop {
-        let (sql, connection) = open_sql(&intake.target, "aftercommit watch", Some(ANSWER_WITHIN)).await?;
+        let (sql, connection) =
+            open_sql(&intake.target, "aftercommit watch", Some(ANSWER_WITHIN)).await?;
         let looked = async {
             still_reads(intake, &sql, walsender).await?;
             if seen.elapsed() >= INTERVAL {

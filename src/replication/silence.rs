@@ -57,9 +57,7 @@ impl<S> Heard<S> {
             return Ok(());
         }
         let end = *self.since.get_or_insert_with(Instant::now) + patience;
-        let alarm = self
-            .alarm
-            .get_or_insert_with(|| Box::pin(sleep_until(end)));
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(sleep_until(end)));
         if alarm.deadline() != end {
             alarm.as_mut().reset(end);
         }

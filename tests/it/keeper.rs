@@ -127,7 +127,10 @@ async fn the_keeper_tries_at_once_when_a_new_session_is_up() {
         if goes_down {
             bench.line.send_replace(Line::Down);
             let attempt = timeout(Duration::from_secs(4), attempts.recv()).await;
-            assert!(attempt.is_err(), "there is nothing to try without a session");
+            assert!(
+                attempt.is_err(),
+                "there is nothing to try without a session"
+            );
         }
         let up = Instant::now();
         bench.line.send_replace(Line::Up(session(2, 1, 1, 1)));
@@ -160,7 +163,11 @@ async fn what_was_released_in_another_history_is_not_taken_for_another_task() {
              values ({hold_id}, '{SLOT}', 'workers', '*', 'retrying', false, '{id}', 'a.task', now(), '0/{hold_id}', 0, now())"
         ));
     };
-    let ids = || store.postgres.psql("select id from aftercommit.hold order by hold_id");
+    let ids = || {
+        store
+            .postgres
+            .psql("select id from aftercommit.hold order by hold_id")
+    };
     for (hold_id, id) in [(1, "lost"), (2, "kept"), (3, "put-off"), (4, "dead")] {
         put(hold_id, id);
     }
@@ -172,7 +179,9 @@ async fn what_was_released_in_another_history_is_not_taken_for_another_task() {
     assert_eq!(bench.released().await.len(), 4);
 
     bench.line.send_replace(Line::Down);
-    store.postgres.psql("delete from aftercommit.hold where hold_id <> 2");
+    store
+        .postgres
+        .psql("delete from aftercommit.hold where hold_id <> 2");
     for hold_id in [1, 3, 4] {
         put(hold_id, &format!("other-{hold_id}"));
     }

@@ -53,8 +53,7 @@ impl Running {
         Ok(())
     }
 
-    /// Something failed: the connection is given up; pauses, but for no longer than the session lasts. In the next one there
-    /// is no trouble yet; and if intake and keeper waited one after the other, both would take long to come back.
+    /// Something failed: the connection is given up; pauses, but for no longer than the session lasts.
     pub(super) async fn failed(&mut self, error: Error, words: &'static str) -> Result<(), Gone> {
         self.client = None;
         let until = Instant::now() + self.trouble.next(fastrand::f64());
@@ -69,7 +68,6 @@ impl Running {
             }
             self.line();
         }
-        self.trouble.reset();
         Ok(())
     }
 

@@ -128,7 +128,13 @@ async fn without_a_limit_it_waits() {
 
 #[test]
 fn frames_may_be_cut_anywhere() {
-    let stream = [frame(b'T', 30), frame(b'Z', 1), frame(b'S', 0), frame(b'D', 5)].concat();
+    let stream = [
+        frame(b'T', 30),
+        frame(b'Z', 1),
+        frame(b'S', 0),
+        frame(b'D', 5),
+    ]
+    .concat();
     for cut in 0..stream.len() {
         let (mut frames, mut tags) = (Frames::default(), Vec::new());
         let (first, second) = stream.split_at(cut);
