@@ -222,9 +222,7 @@ async fn what_a_failover_leaves_in_the_outbox_is_told() {
     server.psql("select pg_replication_slot_advance('aftercommit', pg_current_wal_lsn())");
     server.psql("update aftercommit.checkpoint set timeline = 7");
     let mut daemon = Daemon::start(&config);
-    let told = daemon
-        .wait_for_log(LEFT, |record| says(record, LEFT))
-        .await;
+    let told = daemon.wait_for_log(LEFT, |record| says(record, LEFT)).await;
     assert_eq!(told["rows"], 3, "{told}");
     assert!(daemon.log().contains("tasks that were held among it"));
     assert_eq!((rows().as_str(), daemon.stdout().len()), ("3", 0));

@@ -62,7 +62,9 @@ pub(in crate::intake) async fn tell(
         }
         let table = intake.columns.table();
         match count(&intake, &beginning).await {
-            Ok(0) => info!(%table, "no row is left in the outbox of what the old server had settled"),
+            Ok(0) => {
+                info!(%table, "no row is left in the outbox of what the old server had settled")
+            }
             Ok(rows) => warn!(rows, %table, "{}", words(table, &beginning)),
             Err(error) => warn!(
                 %error, %table,
