@@ -15,7 +15,7 @@ use crate::outbox::{Columns, TableName};
 use crate::preflight::{
     self, Class, Expectation, Finding, Severity, judge_ground, judge_table, worst,
 };
-use crate::replication::{Target, connect_sql};
+use crate::replication::{Target, connect_sql_unhurried};
 
 /// Make what the daemon needs in the database: schema, outbox table, enqueue(), hold table, roles, publication and slot.
 ///
@@ -83,8 +83,8 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let runtime =
         runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
     runtime.block_on(async {
-        let client = connect_sql(&target, "aftercommit init").await?;
-        let observer = connect_sql(&target, "aftercommit init").await?;
+        let client = connect_sql_unhurried(&target, "aftercommit init").await?;
+        let observer = connect_sql_unhurried(&target, "aftercommit init").await?;
         match apply(&client, &observer, &wanted, &expected, &mut out).await {
             Ok(None) => Ok(()),
             Ok(Some(class)) => Err(Failure::new(

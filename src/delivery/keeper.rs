@@ -12,6 +12,7 @@
 //! Only the daemon whose walsender holds the slot may write or look: see [`round`].
 
 mod held;
+mod history;
 mod line;
 mod look;
 mod round;
@@ -27,7 +28,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_postgres::Client;
 use tracing::{info, warn};
 
-use self::line::ended;
+use self::line::outlived;
 use self::under_way::UnderWay;
 use super::KeyHasher;
 use super::report::{self, Work, Written};
@@ -36,17 +37,13 @@ use crate::clock;
 use crate::hold::Released;
 use crate::intake::{Confirmation, Line, Session};
 use crate::outbox::{Position, TableName};
-use crate::replication::{Error, Place, Policy, Target};
+use crate::replication::{Policy, Target};
 
 /// Rounds that only delete rows are no closer together: at low rates one transaction of ours serves many of the
 /// application's.
 const SPACING: Duration = Duration::from_millis(100);
 /// Where nothing is deleted, the checkpoint is written so often.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// How long a round may take before its connection counts as dead.
-const ROUND_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a round may outlive its session, to be written all the same.
-const OUTLIVES: Duration = Duration::from_secs(5);
 /// After a round of so many bytes the connection is not kept.
 const LARGE_ROUND: usize = 8 << 20;
 
@@ -213,10 +210,14 @@ impl Running {
 
     /// The intake stands differently.
     fn line(&mut self) {
-        self.session = match &*self.keeper.line.borrow_and_update() {
+        let session = match &*self.keeper.line.borrow_and_update() {
             Line::Up(session) => Some(*session),
             Line::Down | Line::Halted(_) => None,
         };
+        if std::mem::replace(&mut self.session, session) != session {
+            // If keeper and intake waited one after the other, both would take long to come back.
+            self.trouble.reset();
+        }
         if self.session.is_none() {
             // A server that shuts down waits for its clients.
             self.client = None;
@@ -271,6 +272,7 @@ impl Running {
 
     /// Writes one round, trying again until it is committed, or cannot be meant any more.
     async fn write(&mut self, work: &mut Work) -> Result<(), Gone> {
+        let mut in_vain = 0;
         loop {
             let session = self.up().await?;
             if session.generation != work.confirmation.generation {
@@ -279,38 +281,40 @@ impl Running {
                 work.parks.clear();
                 work.tickets.clear();
                 if session.identity.system_id != work.confirmation.identity.system_id {
+                    self.stuck = stuck::Stuck::new();
                     return Ok(());
                 }
             }
-            let over = ended(self.keeper.line.clone(), session);
+            let over = outlived(self.keeper.line.clone(), session);
+            let round = async {
+                self.vouch(session, work).await?;
+                self.round(session, work).await
+            };
             let round = tokio::select! {
-                round = tokio::time::timeout(ROUND_TIMEOUT, self.round(session, work)) => round,
-                () = async { over.await; tokio::time::sleep(OUTLIVES).await } => {
+                round = round => round,
+                () = over => {
                     self.client = None;
                     continue;
                 }
             };
             let error = match round {
-                Ok(Ok(())) => {
+                Ok(()) => {
                     if session.generation == work.confirmation.generation && self.stuck.is_empty() {
                         self.saved = work.confirmation;
                     }
-                    if self.trouble.attempts() > 0 {
-                        info!(
-                            attempts = self.trouble.attempts(),
-                            "what is settled is written down again"
-                        );
-                        self.trouble.reset();
+                    if in_vain > 0 {
+                        info!(attempts = in_vain, "what is settled is written down again");
                     }
+                    self.trouble.reset();
                     return Ok(());
                 }
-                Ok(Err(error)) if error.policy() == Policy::StandBy => {
+                Err(error) if error.policy() == Policy::StandBy => {
                     self.not_ours().await?;
                     continue;
                 }
-                Ok(Err(error)) => error,
-                Err(_) => Error::timeout(Place::Sql, ROUND_TIMEOUT),
+                Err(error) => error,
             };
+            in_vain += 1;
             let words = "what is settled cannot be written down; it is kept, and nothing more is confirmed until it is";
             self.failed(error, words).await?;
         }

@@ -168,7 +168,6 @@ impl Running {
         self.lane.marking.answered(self.queue.turn());
         // What is not delivered of an earlier generation comes again.
         let is_void = generation != self.lane.marking.generation();
-        let is_void = |origin| is_void && matches!(origin, Origin::Stream(_));
         let passages = tasks.into_iter().zip(tags);
         match answer {
             Ok(outcomes) => {
@@ -181,7 +180,7 @@ impl Running {
                 for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
                     match outcome {
                         Outcome::Delivered => self.queue.delivered(&task, origin),
-                        _ if is_void(origin) => self.queue.forget(&task),
+                        _ if is_void => self.queue.forget(&task, origin),
                         outcome => self.outcome(Passage::new(task, origin, route), outcome),
                     }
                 }
@@ -190,8 +189,8 @@ impl Running {
             Err(Outage(cause)) => {
                 let mut batch = Vec::with_capacity(passages.len());
                 for (task, (origin, route)) in passages {
-                    match is_void(origin) {
-                        true => self.queue.forget(&task),
+                    match is_void {
+                        true => self.queue.forget(&task, origin),
                         false => batch.push(Passage::new(task, origin, route)),
                     }
                 }

@@ -163,9 +163,9 @@ impl LaneQueue {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// A task from the stream belongs to an earlier generation of sessions: it is dropped.
-    pub(super) fn forget(&mut self, task: &Task) {
-        self.report.dropped(task);
+    /// A task belongs to an earlier generation of sessions: it is dropped.
+    pub(super) fn forget(&mut self, task: &Task, origin: Origin) {
+        self.report.dropped(task, origin);
     }
 
     /// The number of the report that tells what has become of the batch that was in hand just now.
@@ -362,8 +362,8 @@ impl LaneQueue {
         self.finish_batch();
     }
 
-    /// A generation of sessions begins: what came from the stream before is dropped, since it comes again if it is not
-    /// settled; and these are the lane's held keys, as the hold table has them.
+    /// A generation of sessions begins: what came before is dropped, since it comes again if it is not settled, from the
+    /// stream or from the hold; and these are the lane's held keys, as the hold table has them.
     pub(super) fn begin(&mut self, hashes: Vec<u64>) {
         self.due.clear();
         self.tried.clear();
@@ -371,13 +371,9 @@ impl LaneQueue {
         let waiting = waiting.flat_map(|waiting| waiting.tasks);
         let ready = std::mem::take(&mut self.ready);
         for passage in waiting.chain(ready) {
-            match passage.origin {
-                Origin::Stream(_) => self.forget(&passage.task),
-                Origin::Hold { .. } => self.ready.push_back(passage),
-            }
+            self.forget(&passage.task, passage.origin);
         }
         self.held = hashes.into_iter().map(|hash| (hash, 0)).collect();
-        self.sweep = true;
         self.finish_batch();
     }
 

@@ -1,5 +1,7 @@
 //! Pure: what a lane reports to the relay, and what the relay gives the keeper to write down.
 
+use std::collections::HashSet;
+
 use crate::hold::{Buried, Park, Postponed};
 use crate::outbox::Task;
 use crate::watermark::Ticket;
@@ -78,6 +80,24 @@ impl Rows {
         self.returned.append(&mut other.returned);
     }
 
+    /// Their rows.
+    pub fn hold_ids(&self) -> impl Iterator<Item = i64> {
+        let postponed = self.postponed.iter().map(|row| row.hold_id);
+        let buried = self.buried.iter().map(|row| row.hold_id);
+        let settled = self.removed.iter().chain(&self.returned).copied();
+        settled.chain(postponed).chain(buried)
+    }
+
+    /// Leaves these rows as they are, whatever became of their tasks.
+    pub(super) fn give_back(&mut self, rows: &HashSet<i64>) {
+        let stays = |hold_id: i64| !rows.contains(&hold_id);
+        self.removed.retain(|hold_id| stays(*hold_id));
+        self.postponed.retain(|row| stays(row.hold_id));
+        self.buried.retain(|row| stays(row.hold_id));
+        self.returned.retain(|hold_id| stays(*hold_id));
+        self.returned.extend(rows);
+    }
+
     /// Whether the hold table changes by them.
     pub fn change_something(&self) -> bool {
         self.len() > self.returned.len()
@@ -117,9 +137,12 @@ impl Report {
             && self.away.is_none()
     }
 
-    /// A task from the stream was dropped: it belongs to an earlier generation of sessions.
-    pub(super) fn dropped(&mut self, task: &Task) {
-        self.bytes += task.size();
+    /// A task was dropped, since it belongs to an earlier generation of sessions: it comes again, from where it came.
+    pub(super) fn dropped(&mut self, task: &Task, origin: Origin) {
+        match origin {
+            Origin::Stream(_) => self.bytes += task.size(),
+            Origin::Hold { hold_id, .. } => self.rows.returned.push(hold_id),
+        }
     }
 
     /// A task was delivered.

@@ -214,7 +214,9 @@ impl Intake {
                         .then(|| info!("connected again"));
                     stand_by.reset();
                     let (since, before) = (Instant::now(), *channels.confirmed.borrow());
-                    let watch = drift::watch(self.clone(), facts, history.warned.clone());
+                    let walsender = open.session.walsender_pid;
+                    let watch =
+                        drift::watch(self.clone(), facts, walsender, history.warned.clone());
                     let ended = pump::run(open, watch, &mut channels, std::thread::sleep).await;
                     if let Some(healing) = &mut history.healing {
                         healing.conclude(*channels.confirmed.borrow()).await;

@@ -29,8 +29,9 @@ use crate::replication::{Error, Place, Policy, Stop};
 const STATUS_INTERVAL: Duration = Duration::from_millis(100);
 /// A status update is sent at least this often: well within the session's wal_sender_timeout of 60 s.
 const STATUS_AT_LEAST: Duration = Duration::from_secs(10);
-/// While rows go before the stream, which is not read then: how it is noticed that nobody is there any more.
-const STATUS_UNREAD: Duration = Duration::from_secs(1);
+/// The same while the stream is not read, since the relay takes nothing, or rows go before it: then only a write shows that
+/// nobody is there any more. The first one is answered by a reset, and the next one fails.
+const STATUS_UNREAD: Duration = Duration::from_millis(500);
 /// Answers to keepalives that demand one are no closer together: a server in shutdown sends tens of thousands a second.
 const REPLY_SPACING: Duration = Duration::from_millis(20);
 /// So many demands within [`DEMANDS_WITHIN`] mean that the server is shutting down and waits for us: it sends the next
@@ -271,9 +272,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
         if news {
             failpoint::reach(Point::Recorded);
         }
-        let at_least = match self.rows {
-            Some(_) => STATUS_UNREAD,
-            None => STATUS_AT_LEAST,
+        let at_least = match blocked {
+            true => STATUS_UNREAD,
+            false => STATUS_AT_LEAST,
         };
         // The next tick would be too late.
         let due = now.duration_since(self.sent_at) + STATUS_INTERVAL > at_least;

@@ -30,6 +30,8 @@ pub(super) struct History {
     stood: Lsn,
     /// Since then another daemon has moved it.
     overtaken: bool,
+    /// The generation in which was told what stays in the outbox of another history.
+    left_over: u64,
     /// The slot has failed us, whatever the catalogs say.
     pub lost: bool,
     /// The last healing of the slot.
@@ -149,6 +151,11 @@ pub(super) async fn open(
         history.healing = Some(Healing::watch(intake, history.generation, at, confirmed));
     }
     history.overtaken = false;
+    if !intake.heal && history.left_over != history.generation {
+        let (generation, confirmed) = (history.generation, channels.confirmed.clone());
+        heal::tell_leftover(intake, &sql, identity, generation, confirmed).await?;
+        history.left_over = history.generation;
+    }
     let session = Session {
         number: history.sessions,
         generation: history.generation,

@@ -241,6 +241,15 @@ impl Error {
         }
     }
 
+    /// The peer was silent for too long: as we measure it, or as the kernel does.
+    pub(super) fn is_silence(&self) -> bool {
+        match self.kind() {
+            Kind::Timeout(_) => true,
+            Kind::Io(e) => e.kind() == io::ErrorKind::TimedOut,
+            _ => false,
+        }
+    }
+
     pub(super) fn kind(&self) -> &Kind {
         &self.0.kind
     }

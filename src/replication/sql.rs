@@ -6,6 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -14,35 +15,61 @@ use tokio_postgres::{Client, NoTls};
 
 use super::error::Error;
 use super::session::Session;
+use super::silence::Heard;
 use super::socket::Socket;
 use super::startup::{self, Purpose};
 use super::target::Target;
 
+/// How long the server may be silent while it owes the daemon an answer. Long: a commit may wait for a standby, and a lock
+/// for whoever has it; and the same would be asked again.
+pub const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
 /// Opens a plain SQL session on the same server, by the same rules for TLS and authentication.
 ///
-/// Its connection is driven by a task on the current runtime, which ends when the client is dropped.
+/// Its connection is driven by a task on the current runtime, which ends when the client is dropped. It breaks when the server
+/// owes an answer and is silent for [`ANSWER_WITHIN`].
 /// `application_name` is for a URL that gives none.
 ///
 /// # Errors
 /// Those of every step from DNS to the server's readiness; [`Error::policy`] says what to do.
 pub async fn connect_sql(target: &Target, application_name: &str) -> Result<Client, Error> {
-    let (client, connection) = open_sql(target, application_name).await?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a SQL session ended");
-        }
-    });
+    let (client, connection) = open_sql(target, application_name, Some(ANSWER_WITHIN)).await?;
+    tokio::spawn(drive(connection));
     Ok(client)
 }
 
+/// As [`connect_sql`], for statements that may take as long as a table is large: the server may be silent for ever.
+///
+/// # Errors
+/// As [`connect_sql`].
+pub async fn connect_sql_unhurried(
+    target: &Target,
+    application_name: &str,
+) -> Result<Client, Error> {
+    let (client, connection) = open_sql(target, application_name, None).await?;
+    tokio::spawn(drive(connection));
+    Ok(client)
+}
+
+async fn drive(connection: impl Future<Output = Result<(), Error>>) {
+    match connection.await {
+        // Whoever has asked hears only that the connection is closed.
+        Err(error) if error.is_silence() => tracing::warn!(%error, "a SQL session is given up"),
+        Err(error) => tracing::debug!(%error, "a SQL session ended"),
+        Ok(()) => {}
+    }
+}
+
 /// As [`connect_sql`], for a caller that drives the connection itself, and so learns why it ended: a server that
-/// shuts down says so here (57P01), and to a waiting query only that the connection is closed.
+/// shuts down says so here (57P01), and to a waiting query only that the connection is closed. So does one that owes an answer
+/// and is silent for longer than `patience`.
 ///
 /// # Errors
 /// As [`connect_sql`].
 pub async fn open_sql(
     target: &Target,
     application_name: &str,
+    patience: Option<Duration>,
 ) -> Result<
     (
         Client,
@@ -55,7 +82,7 @@ pub async fn open_sql(
     let mut config = tokio_postgres::Config::new();
     config.user(target.user()).ssl_mode(SslMode::Disable);
     let (client, connection) = config
-        .connect_raw(Opened::from(session), NoTls)
+        .connect_raw(Opened::new(session, patience), NoTls)
         .await
         .map_err(|e| Error::from(e).with(&context))?;
     let driver = async move { connection.await.map_err(|e| Error::from(e).with(&context)) };
@@ -68,11 +95,11 @@ struct Opened {
     greeting: Bytes,
     /// What the server has sent behind it.
     rest: Bytes,
-    socket: Socket,
+    socket: Heard<Socket>,
 }
 
-impl From<Session> for Opened {
-    fn from(session: Session) -> Opened {
+impl Opened {
+    fn new(session: Session, patience: Option<Duration>) -> Opened {
         let mut greeting = BytesMut::new();
         let mut frame = |tag: u8, body: &[&[u8]]| {
             let length: usize = body.iter().map(|part| part.len()).sum();
@@ -90,8 +117,8 @@ impl From<Session> for Opened {
         frame(b'Z', &[b"I"]);
         Opened {
             greeting: greeting.freeze(),
+            socket: Heard::new(session.socket, patience, &session.buffer),
             rest: session.buffer.freeze(),
-            socket: session.socket,
         }
     }
 }

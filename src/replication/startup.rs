@@ -22,7 +22,7 @@ const WAL_SENDER_TIMEOUT_SETTING: &str = "60s";
 
 /// Settings that a role or database may have changed, and that our sessions rely on. Each may be set by any role, and
 /// 14 knows them all: an unknown one would be fatal.
-const PINNED: [(&str, &str); 11] = [
+const PINNED: [(&str, &str); 14] = [
     ("client_encoding", "UTF8"),
     ("datestyle", "ISO"),
     ("intervalstyle", "postgres"),
@@ -33,6 +33,11 @@ const PINNED: [(&str, &str); 11] = [
     ("lock_timeout", "0"),
     ("idle_in_transaction_session_timeout", "0"),
     ("idle_session_timeout", "0"),
+    // A client that is gone, as ours notice a server that is: nobody else tells the server when the network is down, and the
+    // session would keep its locks, and the slot, for two hours.
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_keepalives_interval", "5"),
+    ("tcp_keepalives_count", "3"),
     // From 18 a publication that was missing is only a warning, while its rows are skipped: it must reach us.
     ("client_min_messages", "warning"),
 ];

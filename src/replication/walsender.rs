@@ -7,10 +7,12 @@ use std::fmt;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
+use tokio::time::timeout;
 
 use super::error::{Error, Place};
 use super::session::{Incoming, Session};
 use super::socket::Socket;
+use super::sql::ANSWER_WITHIN;
 use super::startup::{self, Purpose};
 use super::target::Target;
 use crate::pg::Lsn;
@@ -96,7 +98,7 @@ impl Walsender {
     /// # Errors
     /// The server's, the socket's, or an answer that is not understood.
     pub async fn identify_system(&mut self) -> Result<SystemIdentity, Error> {
-        let rows = self.simple_query("IDENTIFY_SYSTEM").await?;
+        let rows = in_time(Place::Sql, self.session.simple_query("IDENTIFY_SYSTEM")).await?;
         rows.first()
             .and_then(|row| SystemIdentity::from_row(row))
             .ok_or_else(|| self.session.unexpected())
@@ -126,8 +128,11 @@ impl Walsender {
     ) -> Result<CopyBoth, Error> {
         self.session.place = Place::StartReplication;
         let command = start_command(slot, start, publication);
-        self.session.send_query(&command).await?;
-        match self.session.receive().await? {
+        let answer = async {
+            self.session.send_query(&command).await?;
+            self.session.receive().await
+        };
+        match in_time(Place::StartReplication, answer).await? {
             Incoming::CopyBoth => {}
             Incoming::Error(message) => return Err(self.session.failed(message)),
             Incoming::Message(_) => return Err(self.session.unexpected()),
@@ -155,6 +160,15 @@ impl Walsender {
         frontend::terminate(&mut frame);
         let _ = self.session.send(&frame).await;
     }
+}
+
+/// The answer, unless the server is silent for too long.
+async fn in_time<T>(
+    place: Place,
+    answer: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let answer = timeout(ANSWER_WITHIN, answer).await;
+    answer.unwrap_or_else(|_| Err(Error::timeout(place, ANSWER_WITHIN)))
 }
 
 /// `publication_names` is a list of identifiers inside a literal: quoted twice.

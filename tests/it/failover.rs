@@ -196,3 +196,52 @@ async fn what_a_failover_needs_is_told_once() {
         "{words}"
     );
 }
+
+/// A slot may have come along further than our last deletes, or than the hold table: what the outbox still has by that is
+/// never sent, and so it is told, with the SQL for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failover_leaves_in_the_outbox_is_told() {
+    const LEFT: &str = "rows are left in the outbox";
+    let server = Postgres::start(Options::default());
+    let outbox = "[outbox]\nretention = \"delete\"";
+    let config = to_stdout(&server.url(SUPERUSER), "aftercommit", outbox);
+    init(&config);
+    let enqueue = || server.psql("select aftercommit.enqueue('a.task')");
+    let rows = || server.psql("select count(*) from aftercommit.outbox");
+    let sent = |daemon: &Daemon, count: usize| {
+        until(PATIENCE, "the tasks", || {
+            (daemon.stdout().len() >= count && rows() == "0").then_some(())
+        });
+    };
+    let mut daemon = Daemon::start(&config);
+    enqueue();
+    sent(&daemon, 1);
+    assert!(daemon.terminate().await.success());
+
+    (0..3).for_each(|_| drop(enqueue()));
+    server.psql("select pg_replication_slot_advance('aftercommit', pg_current_wal_lsn())");
+    server.psql("update aftercommit.checkpoint set timeline = 7");
+    let mut daemon = Daemon::start(&config);
+    let told = daemon.wait_for_log(LEFT, |record| says(record, LEFT)).await;
+    assert_eq!(told["rows"], 3, "{told}");
+    assert!(daemon.log().contains("tasks that were held among it"));
+    assert_eq!((rows().as_str(), daemon.stdout().len()), ("3", 0));
+    // What comes is not among them.
+    enqueue();
+    until(PATIENCE, "the new task", || {
+        (daemon.stdout().len() == 1 && rows() == "3").then_some(())
+    });
+    let words = told["message"].as_str().expect("words");
+    let (_, sql) = words.split_once("(again): ").expect("the SQL");
+    let (sql, _) = sql.split_once(". To drop").expect("its end");
+    server.psql(sql);
+    sent(&daemon, 4);
+    assert!(daemon.terminate().await.success());
+
+    // It is told once.
+    let mut daemon = Daemon::start(&config);
+    enqueue();
+    sent(&daemon, 1);
+    assert!(daemon.terminate().await.success());
+    assert!(!daemon.log().contains("goes on from another one"));
+}

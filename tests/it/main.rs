@@ -20,6 +20,7 @@ mod hold_cli;
 mod hold_histories;
 mod hold_store;
 mod init;
+mod keeper;
 mod ledger;
 mod lifecycle;
 mod memory;

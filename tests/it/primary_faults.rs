@@ -1,12 +1,13 @@
 //! What the primary does to a daemon that is at work: it shuts down, or dies, while nothing can be delivered.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::support::daemon::{Daemon, init};
 use crate::support::postgres::{Options, Postgres, SUPERUSER};
+use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 use crate::support::wait::{PATIENCE, eventually, until};
 
@@ -114,6 +115,64 @@ async fn a_fast_shutdown_is_not_held_up_while_nothing_can_be_delivered() {
         .collect();
     assert_eq!(got.len(), sent.len(), "a task was sent twice");
     assert_eq!(BTreeSet::from_iter(got), sent);
+}
+
+/// The broker hangs, what waits cannot go to the hold, and so nothing is read: then only what we write shows that the connection
+/// is gone. Without a walsender nothing can be settled, so it must not take long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_unread_is_replaced_soon() {
+    let postgres = Postgres::start(Options::default());
+    let redis = Redis::start();
+    let proxy = Proxy::start(postgres.port());
+    let sink = format!("[sink.celery.it]\nbroker_url = \"{}\"", redis.url(0));
+    let config = config(&postgres, &sink, 10).replace(
+        &postgres.url(SUPERUSER),
+        &postgres.url_through(proxy.port(), SUPERUSER),
+    );
+    init(&config);
+    let mut daemon = Daemon::start(&config);
+    postgres.psql("select aftercommit.enqueue('a.task')");
+    eventually(PATIENCE, "the first task", || async {
+        (redis.lrange("celery").await.len() == 1).then_some(())
+    })
+    .await;
+
+    redis.stop();
+    let locker = postgres.client().await;
+    let lock = "begin; lock table aftercommit.hold in exclusive mode";
+    locker.batch_execute(lock).await.expect("a lock");
+    const ROWS: usize = 2_000;
+    let rows = format!(
+        "insert into aftercommit.outbox (task, kwargs)
+         select 'a.task', json_build_object('padding', repeat('x', 20000)) from generate_series(1, {ROWS})"
+    );
+    postgres.psql(&rows);
+    // What the daemon does not take is with the proxy, or still with the walsender.
+    let sent = "select r.sent_lsn >= pg_current_wal_lsn() or a.wait_event = 'WalSenderWriteData'
+        from pg_stat_replication r join pg_stat_activity a using (pid)";
+    eventually(PATIENCE, "a stream that is not read", || async {
+        (postgres.psql(sent) == "t").then_some(())
+    })
+    .await;
+    let reader = || postgres.psql("select active_pid from pg_replication_slots where active");
+    let before = reader();
+    proxy.reset();
+    let gone = Instant::now();
+    eventually(PATIENCE, "another walsender", || async {
+        let now = reader();
+        (!now.is_empty() && now != before).then_some(())
+    })
+    .await;
+    let took = gone.elapsed();
+    assert!(took < SHUTDOWN, "{took:?}");
+
+    locker.batch_execute("rollback").await.expect("no lock");
+    redis.cont();
+    eventually(PATIENCE, "all tasks", || async {
+        (redis.lrange("celery").await.len() == ROWS + 1).then_some(())
+    })
+    .await;
+    assert!(daemon.terminate().await.success(), "{}", daemon.tail());
 }
 
 /// Commits that wait for a standby which is away fill the gate, and with it the budget; then the primary dies. What

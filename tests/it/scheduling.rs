@@ -171,6 +171,11 @@ async fn a_task_is_cancelled_until_it_is_too_late() {
     undecided.batch_execute("rollback").await.expect("rollback");
     decided.batch_execute("commit").await.expect("commit");
     exam.wait_for_names(&["comes", "kept"]).await;
+    exam.wait_for_answer(
+        "select count(*) from aftercommit.hold where task = 'kept'",
+        "0",
+    )
+    .await;
     assert_eq!(cancel(&shop, kept).await, "not held");
     exam.bind();
     exam.wait_for_names(&["comes", "kept", "fails"]).await;

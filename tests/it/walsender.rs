@@ -309,7 +309,7 @@ async fn settings_are_pinned_and_errors_leave_the_session_usable() {
     );
 
     // Whoever drives the connection learns why it ended.
-    let (client, connection) = open_sql(&target(&url), "watched").await.expect("sql");
+    let (client, connection) = open_sql(&target(&url), "watched", None).await.expect("sql");
     let driver = tokio::spawn(connection);
     let own = client
         .query_one("select pg_backend_pid()", &[])

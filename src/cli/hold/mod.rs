@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use super::Failure;
 use super::exit::Code;
 use crate::config::Config;
-use crate::replication::{Error, connect_sql};
+use crate::replication::{Error, connect_sql_unhurried};
 
 /// Look at held tasks, send them again, or drop them.
 ///
@@ -57,7 +57,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
     let runtime =
         runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
     runtime.block_on(async {
-        let db = connect_sql(&target, "aftercommit hold").await?;
+        let db = connect_sql_unhurried(&target, "aftercommit hold").await?;
         let hold = Hold {
             db,
             slot: config.postgres.slot.clone(),

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::Client;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::{Gone, Running};
 use crate::hold;
@@ -19,6 +20,10 @@ pub(super) const RETRY: BackoffRange = BackoffRange {
 };
 /// How long to leave the slot alone that another process seems to read.
 const LOST_SLOT: Duration = Duration::from_millis(200);
+/// How long a round may outlive its session, to be written all the same.
+const OUTLIVES: Duration = Duration::from_secs(5);
+/// The same, once there is another session.
+const BESIDE_NEXT: Duration = Duration::from_secs(1);
 /// The application name of the keeper's connection.
 const NAME: &str = "aftercommit keeper";
 
@@ -41,23 +46,29 @@ impl Running {
     pub(super) async fn not_ours(&mut self) -> Result<(), Gone> {
         tokio::select! {
             changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
-            () = tokio::time::sleep(LOST_SLOT) => {}
+            () = sleep(LOST_SLOT) => {}
             () = self.keeper.news.closed() => return Err(Gone),
         }
         self.line();
         Ok(())
     }
 
-    /// Something failed: the connection is given up; pauses.
+    /// Something failed: the connection is given up; pauses, but for no longer than the session lasts.
     pub(super) async fn failed(&mut self, error: Error, words: &'static str) -> Result<(), Gone> {
         self.client = None;
-        let pause = self.trouble.next(fastrand::f64());
+        let until = Instant::now() + self.trouble.next(fastrand::f64());
         let error = hold::remedied(error);
         self.complain(&error, words);
-        tokio::select! {
-            () = tokio::time::sleep(pause) => Ok(()),
-            () = self.keeper.news.closed() => Err(Gone),
+        let session = self.session;
+        while self.session == session {
+            tokio::select! {
+                () = sleep_until(until) => return Ok(()),
+                changed = self.keeper.line.changed() => changed.map_err(|_| Gone)?,
+                () = self.keeper.news.closed() => return Err(Gone),
+            }
+            self.line();
         }
+        Ok(())
     }
 
     /// Says what is wrong. The same once more is no warning: whoever waits for those has had it.
@@ -81,16 +92,42 @@ impl Running {
             empty @ None => {
                 let client = connect_sql(&self.keeper.target, NAME).await?;
                 // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them.
+                // And what a round of ours has locked must not stay so, if we are gone and nobody tells the server. Each row is
+                // found by an index, which the planner does not see of a table that has just filled and was not analyzed.
                 client
                     .batch_execute(
                         "select set_config('synchronous_commit', 'local', false) \
-                         where current_setting('synchronous_commit') = 'off'",
+                         where current_setting('synchronous_commit') = 'off'; \
+                         set idle_in_transaction_session_timeout = '30s'; \
+                         set enable_seqscan = off",
                     )
                     .await
                     .map_err(|error| Error::sql("the keeper's session", error))?;
+                // A statement whose answer we wait for no more is not to go on. Not every platform can see that.
+                if let Err(error) = client
+                    .batch_execute("set client_connection_check_interval = '5s'")
+                    .await
+                {
+                    debug!(%error, "the server does not look whether its clients are there");
+                }
                 Ok(empty.insert(client))
             }
         }
+    }
+}
+
+/// Waits until a round of this session has outlived it for so long that it is written by another connection. Where there is
+/// a new session already, the server answers, and would have answered here.
+pub(super) async fn outlived(line: watch::Receiver<Line>, session: Session) {
+    ended(line.clone(), session).await;
+    let mut next = line;
+    let answers = async {
+        let _ = next.wait_for(|line| matches!(line, Line::Up(_))).await;
+        sleep(BESIDE_NEXT).await;
+    };
+    tokio::select! {
+        () = sleep(OUTLIVES) => {}
+        () = answers => {}
     }
 }
 

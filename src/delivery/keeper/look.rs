@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::line::ended;
@@ -27,8 +27,6 @@ const PROBE: BackoffRange = BackoffRange {
 
 /// A sink that goes away again so soon was not really back.
 const STEADY: Duration = Duration::from_secs(5);
-/// How long a look may take before its connection counts as dead.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Rows that are being cancelled are left out of the looks of the next second; where there are many, for longer, by so
 /// much for each.
 const PASS_OVER_MORE: Duration = Duration::from_micros(100);
@@ -110,9 +108,7 @@ impl Running {
         let away = |index: usize| wishes.away.get(index).copied().unwrap_or_default();
         let line = self.keeper.line.clone();
         let due = tokio::select! {
-            due = timeout(LOOK_TIMEOUT, self.due(session, away)) => {
-                due.unwrap_or_else(|_| Err(Error::timeout(replication::Place::Sql, LOOK_TIMEOUT)))
-            }
+            due = self.due(session, away) => due,
             () = ended(line, session) => {
                 self.client = None;
                 return Ok(());
@@ -120,14 +116,17 @@ impl Running {
         };
         self.tell_lag().await?;
         match due {
-            Ok(found) => self.found(found).await,
+            Ok(found) => {
+                self.trouble.reset();
+                self.found(found, session).await
+            }
             Err(error) if error.policy() == Policy::StandBy => self.not_ours().await,
             Err(error) => self.failed(error, "the hold table cannot be read").await,
         }
     }
 
     /// A look is over: what it has found goes to the relay.
-    async fn found(&mut self, found: Found) -> Result<(), Gone> {
+    async fn found(&mut self, found: Found, session: Session) -> Result<(), Gone> {
         self.next_look = found.next;
         if found.started_over {
             self.starts_over = Instant::now() + POLL;
@@ -157,7 +156,7 @@ impl Running {
         debug!(tasks = found.released.len(), "held tasks are due");
         let mut tasks = Vec::with_capacity(found.released.len());
         for (sink, task) in found.released {
-            self.under_way.start(sink, &task);
+            self.under_way.start(sink, &task, session.identity);
             tasks.push(task);
         }
         self.tell(News::Released(tasks)).await

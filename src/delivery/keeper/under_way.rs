@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::delivery::report::Rows;
 use crate::hold::{Batch, Place, Queue, Released};
+use crate::intake::Identity;
 use crate::outbox::Field;
 
 /// Tasks of one look.
@@ -28,6 +29,9 @@ pub(super) struct UnderWay {
 struct Row {
     sink: usize,
     bytes: usize,
+    /// The task's id, and the history in which its row was read: numbers of rows mean something in one history only.
+    id: String,
+    identity: Identity,
     /// The queue that it is in, if it blocks.
     queue: Option<Queue>,
 }
@@ -94,7 +98,7 @@ impl UnderWay {
     }
 
     /// A task is released to a sink.
-    pub(super) fn start(&mut self, sink: usize, task: &Released) {
+    pub(super) fn start(&mut self, sink: usize, task: &Released, identity: Identity) {
         let bytes = task.task.size();
         if let Some(of) = self.sinks.get_mut(sink) {
             of.tasks += 1;
@@ -103,8 +107,29 @@ impl UnderWay {
                 sink: task.sink.clone(),
                 key: key.to_owned(),
             });
-            self.rows.insert(task.hold_id, Row { sink, bytes, queue });
+            let row = Row {
+                sink,
+                bytes,
+                id: task.task.id().to_owned(),
+                identity,
+                queue,
+            };
+            self.rows.insert(task.hold_id, row);
         }
+    }
+
+    /// Those of these rows that were read in another history than this one, with the ids of their tasks.
+    pub(super) fn foreign(
+        &self,
+        rows: &Rows,
+        identity: Identity,
+    ) -> impl Iterator<Item = (i64, String)> {
+        let known = rows.hold_ids().filter_map(|hold_id| {
+            let row = self.rows.get(&hold_id)?;
+            Some((hold_id, row))
+        });
+        let foreign = known.filter(move |(_, row)| row.identity != identity);
+        foreign.map(|(hold_id, row)| (hold_id, row.id.clone()))
     }
 
     /// What has become of rows is written down.
@@ -182,13 +207,18 @@ mod tests {
         }
     }
 
+    const HERE: Identity = Identity {
+        system_id: 1,
+        timeline: 1,
+    };
+
     #[test]
     fn what_one_sink_has_under_way_takes_no_room_from_another() {
         let mut under_way = UnderWay::new(2, 20_000);
         let room = under_way.room(0);
-        under_way.start(0, &released(1, None, 9_000));
+        under_way.start(0, &released(1, None, 9_000), HERE);
         assert!(under_way.room(0).is_some(), "some is left");
-        under_way.start(0, &released(2, None, 9_000));
+        under_way.start(0, &released(2, None, 9_000), HERE);
         assert_eq!(under_way.room(0), None);
         assert_eq!(under_way.room(1), room);
         let one = Rows {
@@ -198,7 +228,7 @@ mod tests {
         under_way.end(&one);
         assert!(under_way.room(0).is_some());
         for hold_id in 0..UNDER_WAY as i64 {
-            under_way.start(1, &released(100 + hold_id, None, 0));
+            under_way.start(1, &released(100 + hold_id, None, 0), HERE);
         }
         assert_eq!(under_way.room(1), None);
         assert_eq!(under_way.room(2), None, "no such sink");
@@ -208,7 +238,7 @@ mod tests {
     fn a_task_that_is_larger_than_the_room_still_comes() {
         let mut under_way = UnderWay::new(1, 0);
         assert_eq!(under_way.room(0).map(|batch| batch.bytes), Some(1));
-        under_way.start(0, &released(1, None, 10));
+        under_way.start(0, &released(1, None, 10), HERE);
         assert_eq!(under_way.room(0), None);
     }
 
@@ -218,7 +248,7 @@ mod tests {
         let tasks = [1, 2, 3, 4].map(|hold_id| released(hold_id, Some("k"), 1));
         let place = Place::at(Timestamp(7), 4);
         under_way.came_to(0, place);
-        tasks.iter().for_each(|task| under_way.start(0, task));
+        tasks.iter().for_each(|task| under_way.start(0, task, HERE));
         let postponed = Postponed {
             hold_id: 1,
             due_in: std::time::Duration::ZERO,
@@ -249,7 +279,7 @@ mod tests {
     fn a_queue_is_looked_after_once_a_row_has_left_it() {
         let mut under_way = UnderWay::new(1, 1 << 20);
         for (hold_id, key) in [(1, Some("k")), (2, Some("k")), (3, Some("l")), (4, None)] {
-            under_way.start(0, &released(hold_id, key, 1));
+            under_way.start(0, &released(hold_id, key, 1), HERE);
         }
         let buried = Buried {
             hold_id: 3,

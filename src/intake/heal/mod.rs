@@ -12,6 +12,7 @@
 
 mod conclusion;
 mod doubt;
+mod leftover;
 mod rows;
 
 use std::time::Duration;
@@ -25,6 +26,7 @@ use tracing::{info, warn};
 use self::conclusion::HEALED;
 pub(super) use self::conclusion::Healing;
 pub(super) use self::doubt::in_doubt;
+pub(super) use self::leftover::tell as tell_leftover;
 pub(super) use self::rows::Rows;
 use super::session::{History, expectation, refuse};
 use super::{Confirmation, Intake};

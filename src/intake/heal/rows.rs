@@ -39,7 +39,7 @@ use crate::outbox::columns::Layout;
 use crate::outbox::task::Spans;
 use crate::outbox::{Columns, Field, Position, Task};
 use crate::pg::{Lsn, Timestamp};
-use crate::replication::{CreatedSlot, Error, Place, Policy, connect_sql};
+use crate::replication::{CreatedSlot, Error, Place, Policy, connect_sql_unhurried};
 
 /// Rows and bytes of a batch. A single row may be larger.
 const BATCH_ROWS: usize = 256;
@@ -75,7 +75,7 @@ impl Rows {
 
 /// Takes the slot's snapshot, and begins to read. Also returns the snapshot itself, as `pg_current_snapshot()` writes it.
 pub(super) async fn open(intake: &Intake, slot: &CreatedSlot) -> Result<(Rows, String), Error> {
-    let client = connect_sql(&intake.target, "aftercommit heal").await?;
+    let client = connect_sql_unhurried(&intake.target, "aftercommit heal").await?;
     let failed = |e| Error::sql("read the outbox under the slot's snapshot", e);
     client
         .batch_execute(&format!(

@@ -185,16 +185,16 @@ fn many() -> Vec<u8> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn speaks_every_ten_seconds_while_the_relay_takes_nothing() {
+async fn speaks_more_often_while_the_relay_takes_nothing() {
     let mut bench = start_with(4096, None).await;
     let bytes = many();
     let rest = bench.server.flood(&bytes).await;
     let mut last = Instant::now();
     // Longer than any silence that would be an error.
-    for _ in 0..20 {
-        let status = bench.server.status(ms(10_000)).await;
-        assert!(status.at - last <= ms(10_000) + GRAIN);
-        assert!(status.at - last >= ms(9_000), "nobody asks anything");
+    for _ in 0..200 {
+        let status = bench.server.status(ms(500)).await;
+        assert!(status.at - last <= ms(500) + GRAIN);
+        assert!(status.at - last >= ms(400), "nobody asks anything");
         assert_eq!((status.flushed, status.asks), (Lsn(0), false));
         last = status.at;
     }
@@ -223,6 +223,25 @@ async fn speaks_every_ten_seconds_while_the_relay_takes_nothing() {
         }
     };
     tokio::join!(sending, taking);
+}
+
+/// Nothing can be settled without the session: if it were not noticed, the relay might take nothing for ever.
+#[tokio::test(start_paused = true)]
+async fn a_walsender_that_has_gone_is_noticed_while_nothing_is_read() {
+    for memory_is_full in [false, true] {
+        let mut bench = start_with(4096, None).await;
+        let _charge = memory_is_full.then(|| bench.memory.charge(1 << 20));
+        bench.server.flood(&many()).await;
+        let gone = Instant::now();
+        drop(bench.server);
+        let ended = timeout(ms(60_000), bench.pump).await.expect("it ends");
+        let took = gone.elapsed();
+        assert!(took <= ms(500) + GRAIN, "{took:?}, {memory_is_full}");
+        match ended.expect("it does not panic") {
+            Ended::Failed(error) => assert_eq!(error.policy(), Policy::Reconnect, "{error}"),
+            _ => panic!("no error"),
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
