@@ -184,16 +184,14 @@ impl History {
         let (first, rest) = ids.split_first().expect("the chosen one");
         let db = self.store.db.transaction().await.expect("a transaction");
         self.touched.extend(queues_of(&db, &[*first]).await);
+        let (mut has_outcome, mut goes_on) = (Vec::new(), false);
         let what = match self.rng.u8(..5) {
-            4 => {
-                // The sink is away.
-                ids.iter().for_each(|id| drop(self.in_flight.remove(id)));
-                self.place = Place::START;
-                "give back"
-            }
+            // The sink is away.
+            4 => "give back",
             0 | 1 => {
                 hold::remove(&db, SLOT, &[*first]).await.expect("removed");
-                self.in_flight.remove(first);
+                has_outcome.push(*first);
+                goes_on = true;
                 "deliver"
             }
             2 => {
@@ -209,7 +207,7 @@ impl History {
                 };
                 let rows: Vec<Postponed> = rows.iter().map(postponed).collect();
                 hold::postpone(&db, SLOT, &rows).await.expect("postponed");
-                ids.iter().for_each(|id| drop(self.in_flight.remove(id)));
+                has_outcome.extend(rows.iter().map(|row| row.hold_id));
                 "postpone"
             }
             _ => {
@@ -221,14 +219,19 @@ impl History {
                     blocks,
                 }];
                 hold::bury(&db, SLOT, &rows).await.expect("buried");
-                match blocks {
-                    true => ids.iter().for_each(|id| drop(self.in_flight.remove(id))),
-                    false => drop(self.in_flight.remove(first)),
-                }
+                has_outcome.push(*first);
+                goes_on = !blocks;
                 "bury"
             }
         };
         db.commit().await.expect("a commit");
+        for id in ids.iter().filter(|id| !goes_on || has_outcome.contains(id)) {
+            self.in_flight.remove(id);
+            if !has_outcome.contains(id) {
+                // It is given back as it is.
+                self.place = Place::START;
+            }
+        }
         format!("{what} {first}")
     }
 
