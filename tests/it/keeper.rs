@@ -258,6 +258,11 @@ async fn what_is_given_up_ends_on_the_server_too() {
             removed: vec![1],
             ..Rows::default()
         },
+        confirmation: Confirmation {
+            generation: 1,
+            identity: session.identity,
+            ..Confirmation::default()
+        },
         ..Work::default()
     };
     bench.work.send(work).await.expect("the keeper is there");
