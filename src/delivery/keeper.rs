@@ -25,7 +25,6 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
-use tokio_postgres::Client;
 use tracing::{info, warn};
 
 use self::line::outlived;
@@ -110,7 +109,7 @@ pub struct Keeper {
 
 struct Running {
     keeper: Keeper,
-    client: Option<Client>,
+    client: Option<line::Connection>,
     /// The session that streams.
     session: Option<Session>,
     /// The generation for which the relay knows what is held.

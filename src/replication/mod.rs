@@ -43,7 +43,7 @@ pub use message::ServerMessage;
 pub use policy::{Policy, Stop};
 pub use slot::CreatedSlot;
 pub use socket::Socket;
-pub use sql::{ANSWER_WITHIN, connect_sql, connect_sql_unhurried, open_sql};
+pub use sql::{ANSWER_WITHIN, connect_sql, connect_sql_unhurried, drive, open_sql};
 pub use startup::WAL_SENDER_TIMEOUT;
 pub use target::Target;
 pub use walsender::{CopyBoth, SystemIdentity, Walsender};

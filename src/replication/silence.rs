@@ -2,8 +2,9 @@
 //!
 //! The kernel notices a peer whose machine is gone. It does not notice one that hangs, nor one behind something that keeps
 //! the connection up by itself (a balancer, a tunnel): whoever waits there would wait for ever. So the bytes of a SQL session
-//! are followed as they pass, in both directions: each Query and each Sync of ours is answered by a ReadyForQuery
-//! (documentation, chapter "Message Flow"). While one is owed, or what we write is not taken, something has to move.
+//! are followed as they pass, in both directions: each Query and each Sync of ours is answered by a ReadyForQuery, but for a
+//! Sync that arrives while the server takes a COPY (documentation, chapter "Message Flow"). While an answer is owed, or what
+//! we write is not taken, something has to move.
 
 use std::io;
 use std::pin::Pin;
@@ -87,7 +88,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heard<S> {
         let read_now = buf.filled().get(before..).unwrap_or_default();
         let owed = &mut this.owed;
         this.theirs.pass(read_now, |tag| {
-            *owed = owed.saturating_sub(usize::from(tag == READY_FOR_QUERY));
+            // tokio-postgres begins a COPY with a Sync, too.
+            let answers = matches!(tag, READY_FOR_QUERY | COPY_IN);
+            *owed = owed.saturating_sub(usize::from(answers));
         });
         Poll::Ready(read)
     }
@@ -126,6 +129,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heard<S> {
 const QUERY: u8 = b'Q';
 const SYNC: u8 = b'S';
 const READY_FOR_QUERY: u8 = b'Z';
+const COPY_IN: u8 = b'G';
 
 /// Where in the frames of one direction we are: a tag, a length that counts itself, a body.
 #[derive(Debug, Default)]

@@ -51,7 +51,8 @@ pub async fn connect_sql_unhurried(
     Ok(client)
 }
 
-async fn drive(connection: impl Future<Output = Result<(), Error>>) {
+/// Drives the connection of [`open_sql`] to its end, for a caller who need not know why that came.
+pub async fn drive(connection: impl Future<Output = Result<(), Error>>) {
     match connection.await {
         // Whoever has asked hears only that the connection is closed.
         Err(error) if error.is_silence() => tracing::warn!(%error, "a SQL session is given up"),

@@ -939,3 +939,31 @@ async fn many_tasks_are_held_and_come_back_in_order() {
 fn rate(count: u64, start: Instant) -> u64 {
     (count as f64 / start.elapsed().as_secs_f64()) as u64
 }
+
+/// Autovacuum looks at a table that is all but empty, and then it fills: the planner takes it for empty. Whatever it makes of
+/// that, a look must not go through all rows for each row.
+#[tokio::test]
+async fn a_table_that_has_just_filled_is_read_as_fast() {
+    const TASKS: usize = 4_000;
+    let mut store = Store::start().await;
+    store.park(&[park(0, "first", None)]).await;
+    let fill = |state: &str, tasks: usize| {
+        store.postgres.psql(&format!(
+            "insert into aftercommit.hold (slot, sink, route, state, blocks, id, task, key, due_at, commit_lsn, ordinal,
+               committed_at)
+             select '{SLOT}', 'a', '*', '{state}', '{state}' = 'retrying', n::text, 'a.task', n::text, now(), '0/0', n, now()
+             from generate_series(1, {tasks}) n"
+        ))
+    };
+    fill("retrying", 10 * TASKS);
+    store
+        .postgres
+        .psql("delete from aftercommit.hold where task <> 'first'");
+    store.postgres.psql("analyze aftercommit.hold");
+    fill("scheduled", TASKS);
+    let planned = "select reltuples::int8 from pg_class where oid = 'aftercommit.hold'::regclass";
+    assert_eq!(store.postgres.psql(planned), "1");
+    let limit = "set statement_timeout = '10s'; set enable_seqscan = off";
+    store.look.batch_execute(limit).await.expect("a limit");
+    assert_eq!(store.due().await.len(), TASKS + 1);
+}

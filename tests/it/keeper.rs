@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::hold_store::Store;
-use crate::support::wait::PATIENCE;
+use crate::support::wait::{PATIENCE, eventually};
 
 const SLOT: &str = "aftercommit";
 
@@ -238,4 +238,43 @@ async fn what_was_released_in_another_history_is_not_taken_for_another_task() {
     bench.work.send(work).await.expect("the keeper is there");
     bench.until_written().await;
     assert_eq!(ids(), "");
+}
+
+/// A statement that nobody waits for any more would keep its locks from the next one, or take its time.
+#[tokio::test]
+async fn what_is_given_up_ends_on_the_server_too() {
+    let store = Store::start().await;
+    let url = store.postgres.url("daemon");
+    let stream = walsender(&url).await;
+    let mut bench = Bench::start(&url);
+    let session = session(1, 1, 1, stream.backend_pid);
+    bench.line.send_replace(Line::Up(session));
+    bench.until_held().await;
+    let locker = store.postgres.client().await;
+    let lock = "begin; lock table aftercommit.hold in exclusive mode";
+    locker.batch_execute(lock).await.expect("a lock");
+    let work = Work {
+        rows: Rows {
+            removed: vec![1],
+            ..Rows::default()
+        },
+        confirmation: Confirmation {
+            generation: 1,
+            identity: session.identity,
+            ..Confirmation::default()
+        },
+        ..Work::default()
+    };
+    bench.work.send(work).await.expect("the keeper is there");
+    let waiting = "select count(*) from pg_stat_activity
+        where application_name = 'aftercommit keeper' and wait_event_type = 'Lock'";
+    let counts = async |count: &str| {
+        eventually(PATIENCE, count, || async {
+            (store.postgres.psql(waiting) == count).then_some(())
+        })
+        .await;
+    };
+    counts("1").await;
+    bench.line.send_replace(Line::Down);
+    counts("0").await;
 }

@@ -288,6 +288,7 @@ async fn settings_are_pinned_and_errors_leave_the_session_usable() {
         ("application_name", "mine"),
         ("work_mem", "3MB"),
         ("statement_timeout", "0"),
+        ("tcp_keepalives_idle", "10"),
     ] {
         let row = client
             .query_one(&format!("show {setting}"), &[])

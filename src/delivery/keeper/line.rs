@@ -1,8 +1,10 @@
 //! The keeper's connection, and the session on whose behalf it writes and looks.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::Client;
 use tracing::{debug, info, warn};
@@ -10,7 +12,7 @@ use tracing::{debug, info, warn};
 use super::{Gone, Running};
 use crate::hold;
 use crate::intake::{Line, Session};
-use crate::replication::{Error, connect_sql};
+use crate::replication::{ANSWER_WITHIN, Error, Target, drive, open_sql};
 use crate::units::BackoffRange;
 
 /// Pauses between attempts while the server is away, or refuses.
@@ -20,6 +22,35 @@ pub(super) const RETRY: BackoffRange = BackoffRange {
 };
 /// How long to leave the slot alone that another process seems to read.
 const LOST_SLOT: Duration = Duration::from_millis(200);
+/// The keeper's connection. When it is given up, so is what the server does for it: a statement that goes on would keep its
+/// locks, and take the time of the next one.
+#[derive(Debug)]
+pub(super) struct Connection {
+    client: Client,
+    driver: AbortHandle,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // The client alone would wait for the answer.
+        self.driver.abort();
+    }
+}
+
+impl Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl DerefMut for Connection {
+    fn deref_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+}
+
 /// How long a round may outlive its session, to be written all the same.
 const OUTLIVES: Duration = Duration::from_secs(5);
 /// The same, once there is another session.
@@ -84,36 +115,44 @@ impl Running {
 
     /// The connection, opened if need be.
     pub(super) async fn client(&mut self) -> Result<&mut Client, Error> {
-        if self.client.as_ref().is_some_and(Client::is_closed) {
+        if self
+            .client
+            .as_ref()
+            .is_some_and(|client| client.is_closed())
+        {
             self.client = None;
         }
         match &mut self.client {
             Some(client) => Ok(client),
-            empty @ None => {
-                let client = connect_sql(&self.keeper.target, NAME).await?;
-                // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them.
-                // And what a round of ours has locked must not stay so, if we are gone and nobody tells the server. Each row is
-                // found by an index, which the planner does not see of a table that has just filled and was not analyzed.
-                client
-                    .batch_execute(
-                        "select set_config('synchronous_commit', 'local', false) \
-                         where current_setting('synchronous_commit') = 'off'; \
-                         set idle_in_transaction_session_timeout = '30s'; \
-                         set enable_seqscan = off",
-                    )
-                    .await
-                    .map_err(|error| Error::sql("the keeper's session", error))?;
-                // A statement whose answer we wait for no more is not to go on. Not every platform can see that.
-                if let Err(error) = client
-                    .batch_execute("set client_connection_check_interval = '5s'")
-                    .await
-                {
-                    debug!(%error, "the server does not look whether its clients are there");
-                }
-                Ok(empty.insert(client))
-            }
+            empty @ None => Ok(empty.insert(connect(&self.keeper.target).await?)),
         }
     }
+}
+
+async fn connect(target: &Target) -> Result<Connection, Error> {
+    let (client, driver) = open_sql(target, NAME, Some(ANSWER_WITHIN)).await?;
+    let driver = tokio::spawn(drive(driver)).abort_handle();
+    let connection = Connection { client, driver };
+    // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them. And what a round
+    // of ours has locked must not stay so, if we are gone and nobody tells the server. Each row is found by an index, which
+    // the planner does not see of a table that has just filled and was not analyzed.
+    connection
+        .batch_execute(
+            "select set_config('synchronous_commit', 'local', false) \
+             where current_setting('synchronous_commit') = 'off'; \
+             set idle_in_transaction_session_timeout = '30s'; \
+             set enable_seqscan = off",
+        )
+        .await
+        .map_err(|error| Error::sql("the keeper's session", error))?;
+    // So that a statement ends whose connection is gone. Not every platform can see that.
+    if let Err(error) = connection
+        .batch_execute("set client_connection_check_interval = '1s'")
+        .await
+    {
+        debug!(%error, "the server does not look whether its clients are there");
+    }
+    Ok(connection)
 }
 
 /// Waits until a round of this session has outlived it for so long that it is written by another connection. Where there is

@@ -103,6 +103,23 @@ async fn a_server_that_takes_nothing_is_not_waited_for_for_ever() {
     assert!(since.elapsed() >= PATIENCE);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_copy_owes_one_answer_though_it_has_two_syncs() {
+    let (mut server, mut heard) = start(1 << 10);
+    heard.write_all(&frame(SYNC, 0)).await.expect("taken");
+    server.write_all(&frame(COPY_IN, 3)).await.expect("sent");
+    read(&mut heard).await.1.expect("it may begin");
+    for frame in [frame(b'd', 9), frame(b'c', 0), frame(SYNC, 0)] {
+        heard.write_all(&frame).await.expect("taken");
+    }
+    let (took, ended) = read(&mut heard).await;
+    assert!(is_silence(&ended) && took >= PATIENCE, "{ended:?}");
+    let end = [frame(b'C', 7), frame(READY_FOR_QUERY, 1)].concat();
+    server.write_all(&end).await.expect("sent");
+    read(&mut heard).await.1.expect("the end");
+    assert_eq!(heard.owed, 0);
+}
+
 /// Who asks takes nothing for a while: that is not the server's silence.
 #[tokio::test(start_paused = true)]
 async fn only_the_time_in_which_we_listen_counts() {
