@@ -23,7 +23,7 @@ as $function$
     from aftercommit.hold q
     where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
       and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-    order by q.hold_id
+    order by q.hold_id + 0
     limit 1
   ) head
   cross join lateral (
@@ -33,7 +33,7 @@ as $function$
       from aftercommit.hold q
       where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
         and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-      order by q.hold_id
+      order by q.hold_id + 0
       limit 1000
     ) first
   ) next
@@ -63,8 +63,8 @@ begin
         select q.hold_id, q.due_at
         from aftercommit.hold q
         where q.slot = head.slot and q.sink = head.sink and q.blocks and q.key = head.key
-          and hashtextextended(q.key, 0) = hashtextextended(head.key, 0) and q.hold_id > last
-        order by q.hold_id
+          and hashtextextended(q.key, 0) = hashtextextended(head.key, 0) and q.hold_id + 0 > last
+        order by q.hold_id + 0
         limit 100
       ), stopped as (
         update aftercommit.hold h set due_at = null, updated_at = clock_timestamp()
@@ -115,11 +115,12 @@ begin
     set hold_id = default, blocks = true, due_at = null, updated_at = clock_timestamp()
     where h.hold_id = next and h.slot = hold_enqueue.slot and not h.blocks and h.key is not null
       and h.state = 'scheduled'
-      and exists (
-        select from aftercommit.hold q
+      and (
+        select true from aftercommit.hold q
         where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
           and hashtextextended(q.key, 0) = hashtextextended(h.key, 0)
-      );
+        order by q.hold_id + 0 limit 1
+      ) is not null;
   end loop;
 end
 $function$;
@@ -141,11 +142,12 @@ begin
       attempts = case when h.state = 'dead' then 0 else h.attempts end,
       expires_at = case when h.state = 'dead' then null else h.expires_at end,
       due_at = case
-        when h.blocks and exists (
-          select from aftercommit.hold q
+        when h.blocks and (
+          select true from aftercommit.hold q
           where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
-            and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
-        ) then h.due_at
+            and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id + 0 < h.hold_id
+          order by q.hold_id + 0 limit 1
+        ) is not null then h.due_at
         else least(h.due_at, clock_timestamp())
       end
   where h.hold_id = any (hold_ids) and h.state <> 'scheduled';
