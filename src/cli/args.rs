@@ -6,7 +6,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{demo, hold, init};
+use super::{check, demo, hold, init};
 use crate::intake::Until;
 use crate::pg::Lsn;
 
@@ -46,8 +46,8 @@ pub(super) enum Command {
     Init(init::Args),
     /// Look at held tasks, send them again, or drop them
     Hold(hold::Args),
-    /// Check the configuration, without connecting to anything
-    Check,
+    /// Check the configuration, without connecting to anything unless asked to
+    Check(check::Args),
     /// Show the problem and the cure, on a private Postgres
     Demo(demo::Args),
     /// Print the completions for a shell
@@ -120,7 +120,7 @@ mod tests {
         for line in ["-c f check", "check -c f", "--config=f check"] {
             let args = parse(line).expect(line);
             assert_eq!(args.config, Some(PathBuf::from("f")), "{line}");
-            assert!(matches!(args.command, Some(Command::Check)), "{line}");
+            assert!(matches!(args.command, Some(Command::Check(_))), "{line}");
         }
         let print = parse("init --print").expect("it is a command").command;
         assert!(matches!(

@@ -5,8 +5,8 @@ use std::io::{self, Write};
 use secrecy::{ExposeSecret, SecretString};
 use tokio_postgres::Client;
 
-use super::Failure;
 use super::exit::Code;
+use super::{Failure, block_on};
 use crate::config::Config;
 use crate::control::{self, ApplyError, Event, Kind, Wanted};
 use crate::hold;
@@ -77,12 +77,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
             .map_err(|why| Failure::new(Code::Config, format!("--url: {why}")))?,
         None => target,
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime =
-        runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
-    runtime.block_on(async {
+    block_on(async {
         let client = connect_sql_unhurried(&target, "aftercommit init").await?;
         let observer = connect_sql_unhurried(&target, "aftercommit init").await?;
         match apply(&client, &observer, &wanted, &expected, &mut out).await {

@@ -46,9 +46,9 @@ fn execute(args: Args) -> Result<ExitCode, Failure> {
         Some(Command::Run(run)) => run::execute(&load(config)?, run.until)?,
         Some(Command::Init(args)) => init::execute(&load(config)?, &args)?,
         Some(Command::Hold(args)) => hold::execute(&load(config)?, &args)?,
-        Some(Command::Check) => {
+        Some(Command::Check(args)) => {
             let path = required(config)?;
-            check::execute(&path, &read(&path)?)?;
+            check::execute(&path, &read(&path)?, &args)?;
         }
         Some(Command::Demo(demo)) => return Ok(demo::run(demo)),
         Some(Command::Completions { shell }) => completions::execute(shell)?,
@@ -90,6 +90,16 @@ impl From<replication::Error> for Failure {
         };
         Failure::new(code, error.to_string())
     }
+}
+
+/// Runs what has to wait for somebody else.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime =
+        runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
+    runtime.block_on(work)
 }
 
 fn required(path: Option<PathBuf>) -> Result<PathBuf, Failure> {

@@ -44,9 +44,10 @@ pub(super) fn fill(config: &mut Config, table: &DeTable<'_>, open: Open<'_>) -> 
         &mut postgres.password_file,
         &mut postgres.password,
     );
-    for (name, sink) in &mut config.sinks.celery {
-        let path = ["sink", "celery", name, "broker_url_file"];
-        fill(&path, &mut sink.broker_url_file, &mut sink.broker_url);
+    for (kind, name, settings) in config.sinks.each_mut() {
+        for of in settings.secrets() {
+            fill(&["sink", kind, name, of.key], of.file, of.secret);
+        }
     }
     problems
 }

@@ -211,9 +211,9 @@ pub(super) fn connections(config: &Config, text: &str, table: &DeTable<'_>) -> V
             ));
         }
     }
-    for (name, sink) in &config.sinks.celery {
-        let section = ["sink", "celery", name];
-        if let Err(invalid) = sink.validate() {
+    for (kind, name, settings) in config.sinks.each() {
+        let section = ["sink", kind, name];
+        if let Err(invalid) = settings.validate() {
             let key = written(table, &section, invalid.key);
             let path = [&section[..], &[&key]].concat();
             let shown = format!("`{}`", tree::dotted(&path));

@@ -8,10 +8,12 @@ pub mod stdout;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::marks::Terms;
@@ -62,6 +64,20 @@ pub struct Outage(pub Cause);
 /// What [`Sink::deliver`] returns.
 pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>> + Send + 'a>>;
 
+/// What a look at a sink's place has shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Sight {
+    /// As it should be.
+    Good(String),
+    /// Messages may be lost or stay undelivered: what it is, and the remedy.
+    Risk(String, String),
+    /// Nothing can be delivered: what it is, and the remedy.
+    Fault(String, String),
+}
+
+/// What [`Sink::probe`] returns.
+pub type Probe<'a> = Pin<Box<dyn Future<Output = Vec<Sight>> + Send + 'a>>;
+
 /// A destination.
 ///
 /// The contract, which `tests/it/conformance.rs` checks for every sink:
@@ -87,6 +103,10 @@ pub trait Sink: Send {
         self.deliver(batch)
     }
 
+    /// Looks at the place: whether it is there and lets us in, whether we have the rights that we need, and which of its
+    /// settings lose messages. Changes nothing there. The caller bounds the wait.
+    fn probe(&mut self) -> Probe<'_>;
+
     /// How long before its `run_at` a task may be handed over: its message says when it is to run, and the receiver keeps
     /// it until then. What is further ahead waits in the hold table.
     fn keeps(&self) -> Duration {
@@ -94,16 +114,105 @@ pub trait Sink: Send {
     }
 }
 
-/// `[sink.<type>.<name>]`: the only list of sink types.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Tables {
-    /// `[sink.celery.<name>]`
-    pub celery: BTreeMap<String, celery::Config>,
-    /// `[sink.null.<name>]`
-    pub null: BTreeMap<String, null::Config>,
-    /// `[sink.stdout.<name>]`
-    pub stdout: BTreeMap<String, stdout::Config>,
+/// What is configured in `[sink.<type>.<name>]`.
+pub trait Settings {
+    /// Checks what can be checked without the destination and without a file.
+    ///
+    /// # Errors
+    /// The first setting that does not do.
+    fn validate(&self) -> Result<(), Invalid> {
+        Ok(())
+    }
+
+    /// The settings that may stand in files of their own.
+    fn secrets(&mut self) -> Vec<SecretFile<'_>> {
+        Vec::new()
+    }
+
+    /// A client; it connects when it is first used. Files that the settings name are read now.
+    ///
+    /// # Errors
+    /// The first setting that does not do.
+    fn open(&self) -> Result<Box<dyn Sink>, Invalid>;
+}
+
+/// A setting that does not do: which one, and why.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{key} {words}")]
+pub struct Invalid {
+    /// The key in `[sink.<type>.<name>]`.
+    pub key: &'static str,
+    /// What is wrong with it; begins with a verb. Repeats nothing that may be secret.
+    pub words: String,
+}
+
+impl Invalid {
+    /// This key does not do.
+    pub fn new(key: &'static str, words: impl Into<String>) -> Invalid {
+        Invalid {
+            key,
+            words: words.into(),
+        }
+    }
+}
+
+/// A secret that may stand in a file of its own. Once the configuration is loaded, it stands where it belongs.
+#[derive(Debug)]
+pub struct SecretFile<'a> {
+    /// The key that names the file.
+    pub key: &'static str,
+    /// The file.
+    pub file: &'a mut Option<PathBuf>,
+    /// The setting that the file's content becomes.
+    pub secret: &'a mut Option<SecretString>,
+}
+
+/// Declares [`Tables`].
+macro_rules! tables {
+    ($($kind:ident,)*) => {
+        /// `[sink.<type>.<name>]`.
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Tables {
+            $(
+                #[doc = concat!("`[sink.", stringify!($kind), ".<name>]`")]
+                pub $kind: BTreeMap<String, $kind::Config>,
+            )*
+        }
+
+        impl Tables {
+            /// All sinks: type, name, and settings.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &str, &dyn Settings)> {
+                let all = std::iter::empty();
+                $(
+                    let these = self.$kind.iter();
+                    let all = all.chain(these.map(|(name, settings)| {
+                        (stringify!($kind), name.as_str(), settings as &dyn Settings)
+                    }));
+                )*
+                all
+            }
+
+            /// As [`each`](Tables::each).
+            pub fn each_mut(&mut self) -> impl Iterator<Item = (&'static str, &str, &mut dyn Settings)> {
+                let all = std::iter::empty();
+                $(
+                    let these = self.$kind.iter_mut();
+                    let all = all.chain(these.map(|(name, settings)| {
+                        (stringify!($kind), name.as_str(), settings as &mut dyn Settings)
+                    }));
+                )*
+                all
+            }
+        }
+    };
+}
+
+// The only list of sink types.
+tables! {
+    celery,
+    null,
+    stdout,
 }
 
 /// A sink's name in the configuration, and its client.
@@ -115,19 +224,10 @@ impl Tables {
     /// # Errors
     /// The key that makes no sense, and why.
     pub fn open(&self) -> Result<Vec<Named>, String> {
-        let mut sinks: Vec<Named> = Vec::new();
-        for (name, config) in &self.celery {
-            let sink = config
-                .open()
-                .map_err(|invalid| format!("[sink.celery.{name}] {invalid}"))?;
-            sinks.push((name.as_str().into(), Box::new(sink)));
-        }
-        for (name, config) in &self.null {
-            sinks.push((name.as_str().into(), Box::new(config.open())));
-        }
-        for (name, config) in &self.stdout {
-            sinks.push((name.as_str().into(), Box::new(config.open())));
-        }
-        Ok(sinks)
+        let open = |(kind, name, settings): (&str, &str, &dyn Settings)| match settings.open() {
+            Ok(sink) => Ok((name.into(), sink)),
+            Err(invalid) => Err(format!("[sink.{kind}.{name}] {invalid}")),
+        };
+        self.each().map(open).collect()
     }
 }

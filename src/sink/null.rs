@@ -6,7 +6,7 @@ use std::future::ready;
 
 use serde::Deserialize;
 
-use super::{Delivery, Outcome, Sink};
+use super::{Delivery, Invalid, Outcome, Probe, Settings, Sight, Sink};
 use crate::outbox::Task;
 
 /// `[sink.null.<name>]`
@@ -14,10 +14,9 @@ use crate::outbox::Task;
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
-impl Config {
-    /// Makes the sink.
-    pub fn open(&self) -> Null {
-        Null
+impl Settings for Config {
+    fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
+        Ok(Box::new(Null))
     }
 }
 
@@ -27,5 +26,11 @@ pub struct Null;
 impl Sink for Null {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
         Box::pin(ready(Ok(vec![Outcome::Delivered; batch.len()])))
+    }
+
+    fn probe(&mut self) -> Probe<'_> {
+        let words = "throws all tasks away".to_owned();
+        let remedy = "name another sink: this one is for benches".to_owned();
+        Box::pin(ready(vec![Sight::Risk(words, remedy)]))
     }
 }

@@ -8,14 +8,15 @@
 //! Fields that are NULL are left out. JSON columns are spliced unparsed; line breaks between their tokens become spaces.
 //! A JSON column that holds no JSON would tear the format and is rejected.
 
+use std::future::ready;
 use std::io;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tokio::io::{AsyncWrite, AsyncWriteExt as _, Stdout as Handle};
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
-use super::{Cause, Delivery, Outage, Outcome, Sink};
+use super::{Cause, Delivery, Invalid, Outage, Outcome, Probe, Settings, Sight, Sink};
 use crate::envelope::json::{self, Kind};
 use crate::envelope::{Unfit, check_json, decode_bytea, kombu};
 use crate::outbox::{Field, Task};
@@ -31,10 +32,9 @@ const BUFFER_KEPT: usize = 4 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Config {}
 
-impl Config {
-    /// Makes the sink, on this process's standard output.
-    pub fn open(&self) -> Stdout<Handle> {
-        Stdout::new(tokio::io::stdout())
+impl Settings for Config {
+    fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
+        Ok(Box::new(Stdout::new(tokio::io::stdout())))
     }
 }
 
@@ -83,6 +83,11 @@ impl<W: AsyncWrite + Send + Unpin> Stdout<W> {
 }
 
 impl<W: AsyncWrite + Send + Unpin> Sink for Stdout<W> {
+    fn probe(&mut self) -> Probe<'_> {
+        let words = "writes to standard output; what reads it may still lose it".to_owned();
+        Box::pin(ready(vec![Sight::Good(words)]))
+    }
+
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
         Box::pin(async move {
             // Of an earlier batch that was dropped midway, only the line that was begun is still owed.

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use aftercommit::outbox::{Field, Position, Task};
 use aftercommit::pg::Timestamp;
-use aftercommit::sink::celery::{Config, Redis as Celery};
-use aftercommit::sink::{Outcome, Sink as _};
+use aftercommit::sink::celery::Config;
+use aftercommit::sink::{Outcome, Settings as _, Sink};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 
@@ -25,23 +25,23 @@ fn config(settings: Value) -> Config {
     serde_json::from_value(settings).expect("settings")
 }
 
-fn open(url: &str) -> Celery {
+fn open(url: &str) -> Box<dyn Sink> {
     config(json!({"broker_url": url, "timeout": "2s"}))
         .open()
         .expect("a sink")
 }
 
-fn sink(server: &Redis) -> Celery {
+fn sink(server: &Redis) -> Box<dyn Sink> {
     open(&format!("redis://127.0.0.1:{}", server.port()))
 }
 
-async fn outage(sink: &mut Celery) -> String {
+async fn outage(sink: &mut Box<dyn Sink>) -> String {
     let tasks = [task("x", &[])];
     let outage = sink.deliver(&tasks).await.expect_err("an outage");
     outage.to_string()
 }
 
-async fn deliver(sink: &mut Celery, tasks: &[Task]) -> Vec<Outcome> {
+async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {
     sink.deliver(tasks).await.expect("no outage")
 }
 

@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::support::redis::Redis;
+
 const USABLE: &str = r#"
 [postgres]
 url_file = "secrets/url"
@@ -71,6 +73,29 @@ ok: app.toml
     let mut by_variable = aftercommit(folder.path(), &["check"]);
     by_variable.env("AFTERCOMMIT_CONFIG", "app.toml");
     assert_eq!(told(by_variable.output().expect("it runs")), expected);
+}
+
+#[test]
+fn check_online_looks_at_the_sinks() {
+    let redis = Redis::start();
+    let folder = folder();
+    let port = redis.port().to_string();
+    let there = USABLE.replace(":hunter2@localhost:6379", &format!("127.0.0.1:{port}"));
+    fs::write(folder.path().join("app.toml"), &there).expect("written");
+    let (code, out, err) = run(folder.path(), &["check", "--online", "-c", "app.toml"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
+    assert!(out.contains("ok: sink workers: Redis "), "{out}");
+    assert!(
+        out.contains("warning: sink workers: appendonly is off"),
+        "{out}"
+    );
+    drop(redis);
+    let (code, out, err) = run(folder.path(), &["check", "--online", "-c", "app.toml"]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(
+        out.contains("error: sink workers: ") && err.contains("told above"),
+        "{out}{err}"
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::celery;
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::stdout::Stdout;
-use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Sink};
+use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Probe, Settings as _, Sight, Sink};
 use tokio::io::AsyncWrite;
 
 use crate::support::redis::{Options, Redis};
@@ -28,6 +28,10 @@ trait Subject {
     fn rejected(&self) -> Fields;
     /// Fields that make a task one which the sink answers with `Retry`; none, if it never does.
     fn retried(&self) -> Option<Fields>;
+    /// Whether a look at the place tells that it is away.
+    fn sees_that_it_is_away(&self) -> bool {
+        true
+    }
 }
 
 fn task(id: &str, key: Option<&str>, fields: &[(Field, &str)]) -> Task {
@@ -181,6 +185,26 @@ async fn a_place_that_is_away_at_first_is_found_later(mut subject: impl Subject)
     assert_eq!(first_ones(subject.received()), ids(&tasks));
 }
 
+async fn a_look_tells_whether_the_place_is_there_and_changes_nothing(mut subject: impl Subject) {
+    let mut sink = subject.sink();
+    let tasks = batch("n", 3);
+    assert!(all_delivered(&deliver(&mut sink, &tasks).await));
+    let is_fault = |sight: &Sight| matches!(sight, Sight::Fault(..));
+    let seen = sink.probe().await;
+    assert!(!seen.is_empty() && !seen.iter().any(is_fault), "{seen:?}");
+    if subject.sees_that_it_is_away() {
+        subject.set_away(true);
+        let seen = sink.probe().await;
+        assert!(seen.iter().any(is_fault), "{seen:?}");
+        subject.set_away(false);
+        let seen = sink.probe().await;
+        assert!(!seen.iter().any(is_fault), "{seen:?}");
+    }
+    assert_eq!(subject.received(), ids(&tasks));
+    let more = batch("m", 3);
+    assert!(all_delivered(&deliver(&mut sink, &more).await));
+}
+
 async fn the_same_id_may_come_again(subject: impl Subject) {
     let mut sink = subject.sink();
     let tasks = batch("n", 8);
@@ -235,6 +259,7 @@ macro_rules! conforms {
             a_retried_task_harms_no_neighbour
             an_outage_loses_nothing
             a_place_that_is_away_at_first_is_found_later
+            a_look_tells_whether_the_place_is_there_and_changes_nothing
             the_same_id_may_come_again
             a_delivery_may_be_dropped_at_any_await
             large_and_small_tasks_go_together
@@ -287,6 +312,14 @@ impl Subject for Memory {
 }
 
 impl Sink for Memory {
+    fn probe(&mut self) -> Probe<'_> {
+        let sight = match self.0.lock().unwrap().1 {
+            true => Sight::Fault("away".to_owned(), "wait".to_owned()),
+            false => Sight::Good("here".to_owned()),
+        };
+        Box::pin(std::future::ready(vec![sight]))
+    }
+
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
         Box::pin(async move {
             tokio::task::yield_now().await;
@@ -354,6 +387,10 @@ impl Subject for Lines {
         &[(Field::Payload, "{no json")]
     }
 
+    fn sees_that_it_is_away(&self) -> bool {
+        false
+    }
+
     fn retried(&self) -> Option<Fields> {
         None
     }
@@ -403,7 +440,7 @@ impl Subject for CeleryOnRedis {
     fn sink(&self) -> Box<dyn Sink> {
         let config = serde_json::json!({"broker_url": self.0.url(0)});
         let config: celery::Config = serde_json::from_value(config).unwrap();
-        Box::new(config.open().unwrap())
+        config.open().unwrap()
     }
 
     fn received(&self) -> Vec<String> {
@@ -474,6 +511,10 @@ impl<S: Subject> Subject for WithMarks<S> {
 }
 
 impl Sink for Marking {
+    fn probe(&mut self) -> Probe<'_> {
+        self.sink.probe()
+    }
+
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
         // Any of them may have been delivered before.
         self.scope.generation += 1;

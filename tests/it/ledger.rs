@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
-use aftercommit::sink::celery::{Config, Redis as Celery};
+use aftercommit::sink::celery::Config;
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
-use aftercommit::sink::{Outcome, Sink as _};
+use aftercommit::sink::{Outcome, Settings as _, Sink};
 use serde_json::json;
 
 use crate::support::proxy::{Fault, Proxy, Way};
@@ -15,7 +15,7 @@ use crate::support::wait::{PATIENCE, eventually};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-fn open(url: &str) -> Celery {
+fn open(url: &str) -> Box<dyn Sink> {
     let timeout = format!("{}ms", TIMEOUT.as_millis());
     let config: Config =
         serde_json::from_value(json!({"broker_url": url, "timeout": timeout})).expect("settings");
@@ -54,12 +54,12 @@ fn tasks(numbers: impl IntoIterator<Item = u64>) -> Vec<Task> {
 
 /// What is handed over: in the first generation, with nothing to forget.
 struct Handing<'a> {
-    sink: &'a mut Celery,
+    sink: &'a mut Box<dyn Sink>,
     scope: Scope,
     settled: Settled,
 }
 
-fn by(sink: &mut Celery) -> Handing<'_> {
+fn by(sink: &mut Box<dyn Sink>) -> Handing<'_> {
     Handing {
         sink,
         scope: scope(1, 1),

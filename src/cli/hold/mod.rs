@@ -9,8 +9,8 @@ mod table;
 use clap::Subcommand;
 use tokio_postgres::Client;
 
-use super::Failure;
 use super::exit::Code;
+use super::{Failure, block_on};
 use crate::config::Config;
 use crate::replication::{Error, connect_sql_unhurried};
 
@@ -51,12 +51,7 @@ pub(super) fn execute(config: &Config, args: &Args) -> Result<(), Failure> {
         .postgres
         .target()
         .map_err(|why| Failure::new(Code::Config, why))?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build();
-    let runtime =
-        runtime.map_err(|error| Failure::new(Code::Runtime, format!("cannot start: {error}")))?;
-    runtime.block_on(async {
+    block_on(async {
         let db = connect_sql_unhurried(&target, "aftercommit hold").await?;
         let hold = Hold {
             db,

@@ -22,6 +22,7 @@ mod batch;
 mod connection;
 mod ledger;
 mod outcome;
+mod probe;
 mod redis;
 mod resp;
 mod transaction;
@@ -36,6 +37,7 @@ use serde::Deserialize;
 
 pub use self::backlog::Backlog;
 pub use self::redis::Redis;
+use super::{Invalid, SecretFile, Settings, Sink};
 use crate::envelope::celery::MAX_PRIORITY;
 use crate::tls;
 
@@ -83,31 +85,8 @@ fn default_timeout() -> Duration {
     Duration::from_secs(10)
 }
 
-/// A setting that does not do: which one, and why.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{key} {words}")]
-pub struct Invalid {
-    /// The key in `[sink.celery.<name>]`.
-    pub key: &'static str,
-    /// What is wrong with it; begins with a verb.
-    pub words: String,
-}
-
-impl Invalid {
-    fn new(key: &'static str, words: impl Into<String>) -> Invalid {
-        Invalid {
-            key,
-            words: words.into(),
-        }
-    }
-}
-
-impl Config {
-    /// Checks what can be checked without the broker and without a file.
-    ///
-    /// # Errors
-    /// The first setting that does not do.
-    pub fn validate(&self) -> Result<(), Invalid> {
+impl Settings for Config {
+    fn validate(&self) -> Result<(), Invalid> {
         match (&self.broker_url, &self.broker_url_file) {
             (Some(url), None) => drop(parse(url)?),
             (None, Some(_)) => {}
@@ -149,11 +128,15 @@ impl Config {
         Ok(())
     }
 
-    /// Makes the sink; reads the certificates that the URL names. Connects when it is first used.
-    ///
-    /// # Errors
-    /// The first setting that does not do.
-    pub fn open(&self) -> Result<Redis, Invalid> {
+    fn secrets(&mut self) -> Vec<SecretFile<'_>> {
+        vec![SecretFile {
+            key: "broker_url_file",
+            file: &mut self.broker_url_file,
+            secret: &mut self.broker_url,
+        }]
+    }
+
+    fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
         let Some(url) = &self.broker_url else {
             return Err(Invalid::new("broker_url_file", "has not been read"));
@@ -168,7 +151,7 @@ impl Config {
             }
             None => None,
         };
-        Ok(Redis::new(address, tls, self))
+        Ok(Box::new(Redis::new(address, tls, self)))
     }
 }
 

@@ -22,7 +22,7 @@ use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
 use crate::sink::marks::{Mark, Memory, Terms};
-use crate::sink::{Cause, Delivery, Outage, Outcome, Sink};
+use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What
 /// is further ahead would fill the workers, and come again and again once the broker's visibility timeout is over.
@@ -48,8 +48,8 @@ pub struct Redis {
 }
 
 /// A connection, and how it stands with the ledger.
-struct Link {
-    connection: Connection,
+pub(super) struct Link {
+    pub(super) connection: Connection,
     ledger: Ledger,
 }
 
@@ -171,7 +171,23 @@ impl Redis {
         Ok(outcomes)
     }
 
-    async fn connect(&mut self) -> Result<Link, Outage> {
+    pub(super) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The queue of tasks that name none.
+    pub(super) fn queue(&self) -> &str {
+        &self.defaults.queue
+    }
+
+    /// Its list.
+    pub(super) fn queue_key(&self) -> Vec<u8> {
+        let mut key = Vec::new();
+        self.lists.write_key(&mut key, &self.defaults.queue, 0);
+        key
+    }
+
+    pub(super) async fn connect(&mut self) -> Result<Link, Outage> {
         if let Some(mut link) = self.link.take()
             && !link.connection.is_stale().await
         {
@@ -362,6 +378,10 @@ impl Sink for Redis {
 
     fn deliver_once<'a>(&'a mut self, batch: &'a [Task], terms: Terms) -> Delivery<'a> {
         Box::pin(self.push_in_time(batch, Some(terms)))
+    }
+
+    fn probe(&mut self) -> Probe<'_> {
+        Box::pin(self.look())
     }
 
     fn keeps(&self) -> Duration {

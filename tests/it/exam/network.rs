@@ -7,8 +7,7 @@ use aftercommit::pg::replication::{ReplicationMessage, XLogData};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::replication::stream::Stream;
 use aftercommit::replication::{Error, Policy, Target, Walsender};
-use aftercommit::sink::Sink as _;
-use aftercommit::sink::celery;
+use aftercommit::sink::{Settings as _, celery};
 use serde_json::json;
 
 use super::sheet::{Sheet, sit};
