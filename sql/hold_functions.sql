@@ -1,5 +1,6 @@
 -- The queues of aftercommit.hold, and what an operator or an application may do to a held task with nothing but psql.
--- All but cancel() run with the caller's rights.
+-- All but cancel() run with the caller's rights. Those that an operator calls tell the planner what the daemon tells it on
+-- its own connection: each row is found by an index, however empty the table was when it was last looked at.
 
 -- Everything that changes a queue takes this lock first, until the end of its transaction; per slot.
 create or replace function aftercommit.hold_lock(slot text) returns void
@@ -82,7 +83,7 @@ $function$;
 -- is not even queued.
 create or replace function aftercommit.hold_after_delete() returns trigger
 language plpgsql volatile
-set search_path = ''
+set search_path = '' set enable_seqscan = off set enable_sort = off
 as $function$
 begin
   perform aftercommit.hold_lock(old.slot);
@@ -130,7 +131,7 @@ $function$;
 -- matched is routed anew. Scheduled tasks are left alone.
 create or replace function aftercommit.hold_retry(hold_ids bigint[]) returns bigint
 language plpgsql volatile
-set search_path = ''
+set search_path = '' set enable_seqscan = off set enable_sort = off
 as $function$
 declare
   retried bigint;
@@ -167,7 +168,7 @@ $function$;
 -- transaction is cancelling is passed over. Those behind them go on.
 create or replace function aftercommit.hold_discard(hold_ids bigint[]) returns bigint
 language plpgsql volatile
-set search_path = ''
+set search_path = '' set enable_seqscan = off set enable_sort = off
 as $function$
 declare
   discarded bigint;
