@@ -3,6 +3,7 @@
 pub mod celery;
 pub mod marks;
 pub mod null;
+pub mod redis_client;
 pub mod stdout;
 
 use std::borrow::Cow;

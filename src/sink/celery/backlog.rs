@@ -2,11 +2,11 @@
 
 use std::io::IoSlice;
 
-use super::connection::{Connection, Trouble};
-use super::outcome::outage;
-use super::resp::{self, Reply};
-use super::url::Address;
 use crate::sink::Outage;
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::outcome::outage;
+use crate::sink::redis_client::resp::{self, Reply};
+use crate::sink::redis_client::url::Address;
 
 /// kombu's hash of the messages that workers have taken and not yet acknowledged.
 const UNACKNOWLEDGED: &[u8] = b"unacked";

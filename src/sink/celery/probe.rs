@@ -2,10 +2,10 @@
 
 use std::io::IoSlice;
 
-use super::connection::Trouble;
-use super::outcome::outage;
 use super::redis::Redis;
-use super::resp::{self, Reply};
+use crate::sink::redis_client::connection::Trouble;
+use crate::sink::redis_client::outcome::outage;
+use crate::sink::redis_client::resp::{self, Reply};
 use crate::sink::{Outage, Sight};
 
 impl Redis {

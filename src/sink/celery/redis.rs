@@ -11,17 +11,17 @@ use tracing::{info, warn};
 
 use super::Config;
 use super::batch::Batch;
-use super::connection::{Connection, Trouble};
 use super::ledger::{self, Claim, Entry};
-use super::outcome::{Verdict, judge, outage, refused};
-use super::resp::{self, Refusal, Reply};
 use super::transaction::{Sent, send};
-use super::url::Address;
 use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
 use crate::sink::marks::{Mark, Memory, Terms};
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::outcome::{Verdict, judge, outage, refused};
+use crate::sink::redis_client::resp::{self, Refusal, Reply};
+use crate::sink::redis_client::url::Address;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What

@@ -3,11 +3,11 @@
 use std::io::IoSlice;
 
 use super::batch::Group;
-use super::connection::{Connection, Trouble};
 use super::ledger::Entry;
-use super::outcome::{Verdict, judge};
-use super::resp::{self, Refusal, Reply};
 use crate::sink::Cause;
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::outcome::{Verdict, judge};
+use crate::sink::redis_client::resp::{self, Refusal, Reply};
 
 /// What became of a transaction.
 pub(super) struct Answer {

@@ -42,7 +42,7 @@ pub enum Place {
 }
 
 /// What the options call the files of a TLS session.
-pub(super) const OPTIONS: Names = Names {
+pub(in crate::sink) const OPTIONS: Names = Names {
     roots: "ssl_ca_certs",
     certificate: "ssl_certfile",
     key: "ssl_keyfile",

@@ -7,7 +7,7 @@ use crate::sink::{Cause, Outage};
 
 /// Whom a refusal is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Verdict {
+pub(in crate::sink) enum Verdict {
     /// The broker as a whole: nothing can be delivered now.
     Outage(Cause),
     /// This list only, and the operator can mend it without a change to the row: its tasks are retried.
@@ -17,7 +17,7 @@ pub(super) enum Verdict {
 }
 
 /// Judges the refusal of a push to `list`.
-pub(super) fn judge(refusal: &Refusal, list: &[u8]) -> Verdict {
+pub(in crate::sink) fn judge(refusal: &Refusal, list: &[u8]) -> Verdict {
     let outage = |words: &'static str| Verdict::Outage(Cause::new(words));
     match refusal.code.as_str() {
         "OOM" => outage(
@@ -62,7 +62,7 @@ pub(super) fn judge(refusal: &Refusal, list: &[u8]) -> Verdict {
 }
 
 /// The outage that a broken or refused connection is.
-pub(super) fn outage(trouble: Trouble, address: &Address) -> Outage {
+pub(in crate::sink) fn outage(trouble: Trouble, address: &Address) -> Outage {
     let words = match trouble {
         Trouble::Unreachable(e) => format!("{address} cannot be reached: {e}"),
         Trouble::Lost(e) => format!("{address} has closed the connection: {e}"),
@@ -81,7 +81,7 @@ pub(super) fn outage(trouble: Trouble, address: &Address) -> Outage {
 }
 
 /// Why our marks are refused, in words.
-pub(super) fn refused(refusal: &Refusal) -> String {
+pub(in crate::sink) fn refused(refusal: &Refusal) -> String {
     match refusal.code.as_str() {
         "NOPERM" => "broker_url's user lacks rights: ACL SETUSER ... ~aftercommit:* +watch +unwatch +eval +hset +hget +hmget \
              +hkeys +hdel +expire +type, and to read the queues' keys"
@@ -102,7 +102,7 @@ fn worded(code: &str, text: &str) -> String {
 }
 
 /// A list's key, with the bytes before its priority step made visible.
-pub(super) fn shown(list: &[u8]) -> String {
+pub(in crate::sink) fn shown(list: &[u8]) -> String {
     list.escape_ascii().to_string().chars().take(128).collect()
 }
 

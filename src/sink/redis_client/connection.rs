@@ -18,7 +18,7 @@ use super::url::{Address, Place};
 
 /// Why a connection is of no more use.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(in crate::sink) enum Trouble {
     /// It could not be opened.
     Unreachable(io::Error),
     /// It broke.
@@ -32,7 +32,7 @@ pub(super) enum Trouble {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-pub(super) struct Connection {
+pub(in crate::sink) struct Connection {
     stream: Box<dyn Duplex>,
     input: Vec<u8>,
 }
@@ -40,7 +40,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects, logs in, and makes sure that we may use transactions: where MULTI is refused, the commands after it
     /// are not, and a batch that counts as not applied would be, at every attempt.
-    pub(super) async fn open(
+    pub(in crate::sink) async fn open(
         address: &Address,
         tls: Option<&Arc<ClientConfig>>,
     ) -> Result<Connection, Trouble> {
@@ -78,7 +78,7 @@ impl Connection {
     }
 
     /// Sends `request`, and waits for `expected` replies.
-    pub(super) async fn ask(
+    pub(in crate::sink) async fn ask(
         &mut self,
         request: &[IoSlice<'_>],
         expected: usize,
@@ -106,7 +106,7 @@ impl Connection {
     }
 
     /// Whether the server has closed an idle connection, or said something unasked. Does not wait.
-    pub(super) async fn is_stale(&mut self) -> bool {
+    pub(in crate::sink) async fn is_stale(&mut self) -> bool {
         let mut space = [0; 1];
         let mut buffer = ReadBuf::new(&mut space);
         let stream = &mut self.stream;

@@ -1,0 +1,6 @@
+//! Redis as a producer needs it: its URLs, a connection, its protocol, and what its refusals mean. No sink by itself.
+
+pub(super) mod connection;
+pub(super) mod outcome;
+pub(super) mod resp;
+pub mod url;
