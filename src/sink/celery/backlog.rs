@@ -2,9 +2,9 @@
 
 use std::io::IoSlice;
 
+use super::refusals::outage;
 use crate::sink::Outage;
 use crate::sink::redis_client::connection::{Connection, Trouble};
-use crate::sink::redis_client::outcome::outage;
 use crate::sink::redis_client::resp::{self, Reply};
 use crate::sink::redis_client::url::Address;
 
@@ -23,7 +23,7 @@ impl Backlog {
     /// # Errors
     /// The broker cannot be reached, or does not let us in.
     pub async fn open(address: Address) -> Result<Backlog, Outage> {
-        match Connection::open(&address, None).await {
+        match Connection::open(&address, None, &[b"PING"]).await {
             Ok(connection) => Ok(Backlog {
                 address,
                 connection,

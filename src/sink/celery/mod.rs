@@ -22,6 +22,7 @@ mod batch;
 mod ledger;
 mod probe;
 mod redis;
+mod refusals;
 mod transaction;
 
 use std::path::PathBuf;

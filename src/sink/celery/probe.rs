@@ -3,8 +3,8 @@
 use std::io::IoSlice;
 
 use super::redis::Redis;
+use super::refusals::outage;
 use crate::sink::redis_client::connection::Trouble;
-use crate::sink::redis_client::outcome::outage;
 use crate::sink::redis_client::resp::{self, Reply};
 use crate::sink::{Outage, Sight};
 

@@ -38,18 +38,18 @@ pub(in crate::sink) struct Connection {
 }
 
 impl Connection {
-    /// Connects, logs in, and makes sure that we may use transactions: where MULTI is refused, the commands after it
-    /// are not, and a batch that counts as not applied would be, at every attempt.
+    /// Connects, logs in, and tries `trial`, commands without an effect: where one is refused, we are.
     pub(in crate::sink) async fn open(
         address: &Address,
         tls: Option<&Arc<ClientConfig>>,
+        trial: &[&[u8]],
     ) -> Result<Connection, Trouble> {
         let stream = connect(address, tls).await.map_err(Trouble::Unreachable)?;
         let mut connection = Connection {
             stream,
             input: Vec::with_capacity(4096),
         };
-        let (mut request, mut expected) = (Vec::new(), 2);
+        let (mut request, mut expected) = (Vec::new(), trial.len());
         if let Some(password) = &address.password {
             let password = password.expose_secret().as_bytes();
             match &address.user {
@@ -67,8 +67,9 @@ impl Connection {
             );
             expected += 1;
         }
-        resp::write_command(&mut request, &[b"MULTI"]);
-        resp::write_command(&mut request, &[b"EXEC"]);
+        for command in trial {
+            resp::write_command(&mut request, &[command]);
+        }
         for reply in connection.ask(&[IoSlice::new(&request)], expected).await? {
             if let Reply::Error(refusal) = reply {
                 return Err(Trouble::Refused(refusal));
