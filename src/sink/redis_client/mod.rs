@@ -3,4 +3,5 @@
 pub(super) mod connection;
 pub(super) mod outcome;
 pub(super) mod resp;
+pub mod servers;
 pub mod url;
