@@ -3,6 +3,7 @@
 pub mod celery;
 pub mod marks;
 pub mod null;
+pub mod redis;
 pub mod redis_client;
 pub mod stdout;
 
@@ -213,6 +214,7 @@ macro_rules! tables {
 tables! {
     celery,
     null,
+    redis,
     stdout,
 }
 
