@@ -1,6 +1,7 @@
 //! What is known of the ledgers: one for each slot, since a script reaches no further; without a cluster there is one.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use uuid::Uuid;
 
@@ -46,7 +47,7 @@ impl Ledgers {
     }
 
     /// The key of a slot's ledger. Its tag brings it there.
-    pub(super) fn key(&self, scope: &Scope, slot: u16) -> String {
+    pub(super) fn key(&self, scope: &dyn fmt::Display, slot: u16) -> String {
         match &self.tags {
             Some(tags) => format!("aftercommit:{{{}}}:marks:1:{scope}", tags.of(slot)),
             None => format!("aftercommit:marks:1:{scope}"),

@@ -34,6 +34,21 @@ return redis.call('HKEYS', KEYS[1])";
 /// Does nothing; but may we?
 pub(super) const TRY: &[u8] = b"return 1";
 
+/// Changes nothing: tells what the second key is, and which commands we may not use. KEYS: a ledger, the stream or list, where
+/// its name is known. ARGV: the command that pushes.
+pub(super) const LOOK: &[u8] = b"local key = KEYS[2] or KEYS[1] \
+local seen = {redis.call('TYPE', key).ok} \
+local needed = {{'HGET', KEYS[1], ''}, {'HSET', KEYS[1], '', ''}, {'HDEL', KEYS[1], ''}, {'HKEYS', KEYS[1]}, \
+{'HMGET', KEYS[1], ''}, {'EXPIRE', KEYS[1], '1'}} \
+if ARGV[1] == 'XADD' then \
+for _, command in ipairs({{'XADD', key, '*', '', ''}, {'XRANGE', key, '-', '+'}, {'XINFO', 'STREAM', key}, \
+{'XTRIM', key, 'MAXLEN', '1'}}) do needed[#needed + 1] = command end \
+else needed[#needed + 1] = {ARGV[1], key, ''} end \
+for _, command in ipairs(needed) do \
+if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then seen[#seen + 1] = command[1] end \
+end \
+return seen";
+
 macro_rules! script {
     ($kind:literal, $push:literal) => {
         concat!(
