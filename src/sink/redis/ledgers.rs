@@ -202,6 +202,7 @@ fn number(field: &Reply) -> Option<u64> {
 
 /// Why we may not have a ledger.
 pub(super) fn refused(nodes: &Nodes, refusal: &Refusal) -> Outage {
+    let refusal = &script::known(refusal.clone());
     let words = match refusal.code.as_str() {
         "NOPERM" => format!(
             "url's user lacks rights: ACL SETUSER ... {}, and the keys {}",

@@ -185,7 +185,7 @@ pub(super) fn read(reply: Reply) -> Option<Done> {
 }
 
 /// A right that is missing inside of a script has no code of its own.
-fn known(refusal: Refusal) -> Refusal {
+pub(super) fn known(refusal: Refusal) -> Refusal {
     let is_about_rights = refusal.code == "ERR"
         && ["executing the script", "ACL failure"]
             .iter()
