@@ -16,7 +16,7 @@ async fn messages_are_pushed_at_either_end_whole_or_as_payload() {
             json!({"url": url, "list": push, "push": push, "format": "payload"}),
         ));
         let payloads = ["0", "1", "2"].map(|n| [(Field::Payload, n)]);
-        let batch: Vec<_> = (0..)
+        let batch: Vec<_> = (first..)
             .zip(&payloads)
             .map(|(n, fields)| task(n, fields))
             .collect();

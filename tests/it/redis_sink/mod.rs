@@ -1,6 +1,7 @@
 //! Redis streams and lists on real servers: nothing comes twice, nothing that is late is lost, wherever the servers are.
 
 mod cluster;
+mod daemon;
 mod lists;
 mod sentinel;
 mod streams;

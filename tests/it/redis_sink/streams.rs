@@ -57,15 +57,15 @@ async fn an_entry_has_the_id_of_its_position_and_the_row() {
     ));
     let batch = [
         task(
-            0,
+            6,
             &[
                 (Field::Payload, "{\"n\": 1}"),
                 (Field::Key, "k"),
                 (Field::Headers, "{\"h\": 1}"),
             ],
         ),
-        task(1, &[(Field::Body, "\\x6869")]),
-        task(2, &[]),
+        task(7, &[(Field::Body, "\\x6869")]),
+        task(8, &[]),
     ];
     let outcomes = lane.hand(&batch).await.expect("no outage");
     assert!(matches!(outcomes[2], Outcome::Reject(_)), "{outcomes:?}");
@@ -73,9 +73,9 @@ async fn an_entry_has_the_id_of_its_position_and_the_row() {
     assert_eq!(
         entries,
         json!([
-            [entry(0), {"id": "0", "task": "app.tasks.work", "lsn": "0/1000000", "committed_at": "2000-01-01T00:00:00.000000+00:00",
+            [entry(6), {"id": "6", "task": "app.tasks.work", "lsn": "0/1000200", "committed_at": "2000-01-01T00:00:00.000000+00:00",
                         "key": "k", "headers": "{\"h\": 1}", "data": "{\"n\": 1}"}],
-            [entry(1), {"id": "1", "task": "app.tasks.work", "lsn": "0/1000000", "committed_at": "2000-01-01T00:00:00.000000+00:00",
+            [entry(7), {"id": "7", "task": "app.tasks.work", "lsn": "0/1000200", "committed_at": "2000-01-01T00:00:00.000000+00:00",
                         "data": "hi"}],
         ])
     );
@@ -212,7 +212,12 @@ async fn lost_answers_and_cut_batches_add_nothing_twice() {
         proxy.reset();
         proxy.pass();
     }
-    lane.delivers(&tasks(waiting)).await;
+    // The last reset may be on its way yet.
+    let last = tasks(waiting);
+    while let Err(cause) = lane.hand(&last).await {
+        lost += 1;
+        assert!(lost < 100, "{cause}");
+    }
     assert!(lost > 5, "{lost}");
     let mut arrived = arrived(&server);
     assert_eq!(arrived.len() as u64, all);

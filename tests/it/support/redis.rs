@@ -177,6 +177,13 @@ impl Redis {
         run.expect(name);
     }
 
+    /// Runs a command, and gives its answer; as code that blocks its thread.
+    pub(crate) fn ask<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let (name, arguments) = command.split_first().expect("a command");
+        let answer = redis::cmd(name).arg(arguments).query(&mut self.blocking(0));
+        answer.expect(name)
+    }
+
     /// All messages of a list, the oldest first, as code that blocks its thread.
     pub(crate) fn messages(&self, database: u8, list: &str) -> Vec<serde_json::Value> {
         let command = redis::cmd("LRANGE").arg(list).arg(0).arg(-1).clone();
