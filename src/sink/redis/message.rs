@@ -24,7 +24,7 @@ const BESIDE: [Field; 2] = [Field::Key, Field::Headers];
 /// How many fields an entry has.
 pub(super) fn fields(format: Format, task: &Task) -> usize {
     match format {
-        Format::Json => 2,
+        Format::Json => 3,
         Format::Payload => {
             5 + BESIDE
                 .iter()
@@ -41,15 +41,12 @@ pub(super) fn write_entry(out: &mut Vec<u8>, format: Format, task: &Task) -> Res
         resp::write_bulk(out, value);
     };
     field(out, "id", task.id().as_bytes());
+    let time = task.committed_at.rfc3339();
+    let time = time.as_ref().map_or("", |time| time.as_str());
+    field(out, "committed_at", time.as_bytes());
     if format == Format::Payload {
-        field(out, "task", task.name().as_bytes());
         field(out, "lsn", task.position.commit_lsn.to_string().as_bytes());
-        let time = task.committed_at.rfc3339();
-        field(
-            out,
-            "committed_at",
-            time.as_ref().map_or("", |time| time.as_str()).as_bytes(),
-        );
+        field(out, "task", task.name().as_bytes());
         for beside in BESIDE {
             if let Some(value) = task.get(beside) {
                 if beside == Field::Headers {

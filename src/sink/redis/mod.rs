@@ -21,7 +21,7 @@
 //! - **What Redis can lose**: all that was added since its last save, when it crashes without `appendonly yes` and `appendfsync
 //!   always`; whole streams and lists under `maxmemory-policy allkeys-*`; at a failover, what the new primary had not got:
 //!   `replicas = 1` waits for it. What it loses with the ledger beside it comes again only if it was not yet settled. And a
-//!   stream with `maxlen` drops its oldest entries whether they were read or not.
+//!   stream with `maxlen` or `max_age` drops its oldest entries whether they were read or not.
 //!
 //! The ledger is called `aftercommit:marks:1:<scope>` (in a cluster `aftercommit:{<number>}:marks:1:<scope>`), and expires a
 //! week after the last batch. It is as durable as what is beside it. No more than 4 MiB of notes are kept: who falls further
@@ -66,6 +66,9 @@ pub struct Config {
     pub format: Format,
     /// The stream is trimmed to about so many entries.
     pub maxlen: Option<u64>,
+    /// Entries whose commit is longer ago are trimmed, while others come.
+    #[serde(default, deserialize_with = "crate::units::duration")]
+    pub max_age: Duration,
     /// At which end of the list tasks are pushed.
     #[serde(default)]
     pub push: Push,
@@ -129,6 +132,12 @@ impl Settings for Config {
         let (shape, _) = self.target()?;
         if shape == Shape::List && self.maxlen.is_some() {
             return Err(Invalid::new("maxlen", "is for streams"));
+        }
+        if shape == Shape::List && !self.max_age.is_zero() {
+            return Err(Invalid::new("max_age", "is for streams"));
+        }
+        if self.maxlen.is_some() && !self.max_age.is_zero() {
+            return Err(Invalid::new("max_age", "and maxlen exclude each other"));
         }
         if self.maxlen == Some(0) {
             return Err(Invalid::new("maxlen", "must be at least 1"));

@@ -13,9 +13,11 @@ use super::ledgers::Ledgers;
 use super::message::Format;
 use super::script::WORDING;
 use super::{Config, Push, Shape};
+use crate::clock;
 use crate::envelope::Unfit;
 use crate::envelope::template::Template;
 use crate::outbox::{Field, Task};
+use crate::pg::Timestamp;
 use crate::sink::marks::{Mark, Terms};
 use crate::sink::redis_client::nodes::Nodes;
 use crate::sink::redis_client::resp;
@@ -37,7 +39,8 @@ pub(super) struct Pusher {
     pub(super) format: Format,
     /// Arguments of the script: how to trim and to what; or how to push.
     pub(super) how: &'static [u8],
-    pub(super) limit: String,
+    maxlen: u64,
+    max_age: Duration,
     pub(super) replicas: u32,
     /// WAIT, where there are replicas to wait for.
     pub(super) wait: Vec<u8>,
@@ -85,6 +88,7 @@ impl Pusher {
             (Shape::List, Push::Left, _) => b"LPUSH",
             (Shape::List, Push::Right, _) => b"RPUSH",
             (Shape::Stream, _, Some(_)) => b"MAXLEN",
+            (Shape::Stream, _, None) if !config.max_age.is_zero() => b"AGE",
             (Shape::Stream, _, None) => b"",
         };
         let mut wait = Vec::new();
@@ -104,7 +108,8 @@ impl Pusher {
             name: name.clone(),
             format: config.format,
             how,
-            limit: config.maxlen.unwrap_or_default().to_string(),
+            maxlen: config.maxlen.unwrap_or_default(),
+            max_age: config.max_age,
             replicas: config.replicas,
             wait,
             midway: false,
@@ -164,6 +169,16 @@ impl Pusher {
         Ok(outcomes
             .map(|outcome| outcome.unwrap_or_else(unknown))
             .collect())
+    }
+
+    /// To what a stream is trimmed.
+    pub(super) fn limit(&self) -> String {
+        if self.max_age.is_zero() {
+            return self.maxlen.to_string();
+        }
+        let age = i64::try_from(self.max_age.as_micros()).unwrap_or(i64::MAX);
+        let oldest = Timestamp(clock::now().0.saturating_sub(age)).rfc3339();
+        oldest.map(|time| time.to_string()).unwrap_or_default()
     }
 
     fn target(&self, task: &Task) -> Target {

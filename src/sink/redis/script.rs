@@ -9,7 +9,7 @@
 //! | owner | our name in the ledger; empty: no ledger |
 //! | number, note | the note; see `sink/marks.rs` |
 //! | expiry | of the ledger, in seconds |
-//! | how, limit | for streams: MAXLEN or nothing; for lists: LPUSH or RPUSH |
+//! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; for lists: LPUSH or RPUSH |
 //! | count, numbers | of notes to take away |
 //! | tasks | see [`super::batch`] |
 
@@ -75,6 +75,9 @@ macro_rules! script {
 
 /// A task is added under the id of its position. Where the stream is beyond that, it has the task already, and then it holds
 /// this id with this task; or the task is late, and is added behind the last one.
+///
+/// Entries that are too old go as many at a time as have come, and some more: by the commit that stands in them, since nobody's
+/// clock is in an id.
 pub(super) const PUSH_TO_STREAMS: &[u8] = script!(
     "stream",
     "local tops = {} \
@@ -99,7 +102,18 @@ if type(id) == 'table' then return {'stopped', pushed, tonumber(ARGV[i]), id.err
 if id then tops[key] = id end \
 i, pushed = last + 1, pushed + 1 \
 end \
-if ARGV[5] ~= '' then for k = base + 1, #KEYS do redis.pcall('XTRIM', KEYS[k], ARGV[5], '~', ARGV[6]) end end "
+local function committed(entry) \
+for n = 1, #entry[2], 2 do if entry[2][n] == 'committed_at' then return entry[2][n + 1] end end \
+end \
+for k = base + 1, #KEYS do \
+if ARGV[5] == 'MAXLEN' then redis.pcall('XTRIM', KEYS[k], 'MAXLEN', '~', ARGV[6]) \
+elseif ARGV[5] == 'AGE' then \
+local first = redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', 1)[1] \
+if first and (committed(first) or '') < ARGV[6] then \
+local oldest = redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', 2 * pushed + 10) \
+for n = #oldest - 1, 1, -1 do \
+if (committed(oldest[n]) or ARGV[6]) < ARGV[6] then redis.pcall('XTRIM', KEYS[k], 'MINID', oldest[n + 1][1]) break end \
+end end end end "
 );
 
 /// Tasks for one list that follow each other are pushed at once.

@@ -122,7 +122,7 @@ impl Pusher {
         resp::write_bulk(&mut bytes, &note);
         resp::write_bulk(&mut bytes, EXPIRES);
         resp::write_bulk(&mut bytes, self.how);
-        resp::write_bulk(&mut bytes, self.limit.as_bytes());
+        resp::write_bulk(&mut bytes, self.limit().as_bytes());
         resp::write_bulk(&mut bytes, gone.len().to_string().as_bytes());
         for number in gone {
             resp::write_bulk(&mut bytes, number.to_string().as_bytes());

@@ -74,7 +74,7 @@ async fn kills_lost_answers_and_the_hold_add_nothing_twice() {
     // A row with a time of its own takes its place among its key's when that has come.
     let mut last: HashMap<String, u64> = HashMap::new();
     for (key, n) in direct.into_iter().chain(held) {
-        if (n - 1) % ROWS as u64 % 90 == 0 {
+        if ((n - 1) % ROWS as u64).is_multiple_of(90) {
             continue;
         }
         let before = last.insert(key.clone(), n);

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use aftercommit::outbox::Field;
-use aftercommit::pg::Lsn;
+use aftercommit::outbox::{Field, Task};
+use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::Outcome;
 use serde_json::{Value, json};
 
@@ -46,7 +46,7 @@ async fn an_entry_has_the_id_of_its_position_and_the_row() {
     lane.delivers(&batch).await;
     assert_eq!(ids(&server), [entry(0), entry(1), entry(3)]);
     let (_, fields) = server.entries("events").swap_remove(0);
-    assert_eq!(fields.len(), 2);
+    assert_eq!(fields.len(), 3);
     assert_eq!(
         fields["data"],
         "{\"id\":\"0\",\"task\":\"app.tasks.work\",\"kwargs\":{\"a\": 12345678901234567890},\"key\":\"k\",\
@@ -273,6 +273,33 @@ async fn streams_are_trimmed_and_named_by_the_row() {
     assert!(matches!(outcomes[0], Outcome::Reject(_)), "{outcomes:?}");
     assert_eq!(outcomes[1], Outcome::Delivered);
     assert!(matches!(outcomes[2], Outcome::Reject(_)), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn entries_go_by_the_age_of_their_commit() {
+    let server = Redis::start();
+    let settings = json!({"url": server.url(0), "stream": "events", "max_age": "1h"});
+    let mut lane = Lane::new(open(settings));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.expect("after 1970").as_micros() as i64;
+    let ago = |n: u64, minutes: i64| {
+        let mut task = task(n, &[]);
+        task.committed_at = Timestamp::from_unix_micros(now - minutes * 60_000_000);
+        task
+    };
+    let young: Vec<Task> = (0..30).map(|n| ago(n, 50)).collect();
+    lane.delivers(&young).await;
+    assert_eq!(arrived(&server), (0..30).collect::<Vec<_>>());
+    // Too old, but for the last one. Somebody else's, without a time, goes with those around it.
+    let mut lane = Lane::new(open(
+        json!({"url": server.url(0), "stream": "events", "max_age": "40m"}),
+    ));
+    server.run(&["XADD", "events", &entry(30), "foreign", "1"]);
+    for n in 31..35 {
+        lane.delivers(&[ago(n, 30)]).await;
+    }
+    assert_eq!(ids(&server)[0], entry(30));
+    assert_eq!(server.entries("events").len(), 5);
 }
 
 #[tokio::test]
