@@ -8,7 +8,9 @@ pub mod celery;
 pub mod json;
 pub mod kombu;
 mod options;
+pub mod plain;
 mod ready;
+pub mod template;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,8 @@
 pub mod celery;
 pub mod marks;
 pub mod null;
+pub mod redis;
+pub mod redis_client;
 pub mod stdout;
 
 use std::borrow::Cow;
@@ -212,6 +214,7 @@ macro_rules! tables {
 tables! {
     celery,
     null,
+    redis,
     stdout,
 }
 

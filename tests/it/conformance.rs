@@ -8,6 +8,7 @@ use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::celery;
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
+use aftercommit::sink::redis;
 use aftercommit::sink::stdout::Stdout;
 use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Probe, Settings as _, Sight, Sink};
 use tokio::io::AsyncWrite;
@@ -285,6 +286,17 @@ conforms!(
     super::WithMarks(super::CeleryOnRedis::start())
 );
 
+conforms!(redis_stream, super::OnRedis::stream());
+conforms!(
+    redis_stream_with_marks,
+    super::WithMarks(super::OnRedis::stream())
+);
+conforms!(redis_list, super::OnRedis::list());
+conforms!(
+    redis_list_with_marks,
+    super::WithMarks(super::OnRedis::list())
+);
+
 /// The smallest sink that conforms: what the suite itself is tried on.
 #[derive(Default, Clone)]
 struct Memory(Arc<Mutex<(Vec<String>, bool)>>);
@@ -464,6 +476,66 @@ impl Subject for CeleryOnRedis {
             Field::Options,
             "{\"exchange\": \"nobody\", \"routing_key\": \"home\"}",
         )])
+    }
+}
+
+/// A stream or a list.
+struct OnRedis {
+    server: Redis,
+    is_stream: bool,
+}
+
+impl OnRedis {
+    fn stream() -> OnRedis {
+        let CeleryOnRedis(server) = CeleryOnRedis::start();
+        server.run(&["SET", "taken", "by another"]);
+        OnRedis {
+            server,
+            is_stream: true,
+        }
+    }
+
+    fn list() -> OnRedis {
+        OnRedis {
+            is_stream: false,
+            ..OnRedis::stream()
+        }
+    }
+}
+
+impl Subject for OnRedis {
+    fn sink(&self) -> Box<dyn Sink> {
+        let kind = if self.is_stream { "stream" } else { "list" };
+        let config = serde_json::json!({"url": self.server.url(0), kind: "tasks"});
+        let config: redis::Config = serde_json::from_value(config).unwrap();
+        config.open().unwrap()
+    }
+
+    fn received(&self) -> Vec<String> {
+        match self.is_stream {
+            true => self.server.entry_ids("tasks"),
+            false => {
+                let messages = self.server.messages(0, "tasks");
+                let id = |message: &serde_json::Value| message["id"].as_str().unwrap().to_owned();
+                messages.iter().map(id).collect()
+            }
+        }
+    }
+
+    fn set_away(&mut self, away: bool) {
+        if away {
+            self.server.kill9()
+        } else {
+            self.server.restart()
+        }
+    }
+
+    fn rejected(&self) -> Fields {
+        &[(Field::Args, "{}")]
+    }
+
+    fn retried(&self) -> Option<Fields> {
+        Some(&[(Field::Queue, "taken")])
     }
 }
 

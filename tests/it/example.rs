@@ -6,13 +6,18 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 8] = [
+const NO_DEFAULT: [&str; 13] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
     "outbox.preset",
     "sink.celery.NAME.broker_url",
     "sink.celery.NAME.broker_url_file",
+    "sink.redis.NAME.url",
+    "sink.redis.NAME.url_file",
+    "sink.redis.NAME.stream",
+    "sink.redis.NAME.list",
+    "sink.redis.NAME.maxlen",
     "route.task",
     "route.sink",
 ];

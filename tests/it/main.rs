@@ -28,6 +28,7 @@ mod partitions;
 mod preflight;
 mod primary_faults;
 mod properties;
+mod redis_sink;
 mod refused;
 mod rejected;
 mod retries;

@@ -19,7 +19,7 @@ use super::plan;
 use super::playground::{Playground, run, tail};
 use super::postgres::Database;
 use crate::sink::celery::Backlog;
-use crate::sink::celery::url::{Address, Place};
+use crate::sink::redis_client::url::{Address, Place};
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 const STOP_LIMIT: Duration = Duration::from_secs(15);

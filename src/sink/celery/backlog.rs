@@ -2,11 +2,11 @@
 
 use std::io::IoSlice;
 
-use super::connection::{Connection, Trouble};
-use super::outcome::outage;
-use super::resp::{self, Reply};
-use super::url::Address;
+use super::refusals::outage;
 use crate::sink::Outage;
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::resp::{self, Reply};
+use crate::sink::redis_client::url::Address;
 
 /// kombu's hash of the messages that workers have taken and not yet acknowledged.
 const UNACKNOWLEDGED: &[u8] = b"unacked";
@@ -23,7 +23,7 @@ impl Backlog {
     /// # Errors
     /// The broker cannot be reached, or does not let us in.
     pub async fn open(address: Address) -> Result<Backlog, Outage> {
-        match Connection::open(&address, None).await {
+        match Connection::open(&address, None, &[b"PING"]).await {
             Ok(connection) => Ok(Backlog {
                 address,
                 connection,

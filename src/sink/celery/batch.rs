@@ -4,10 +4,10 @@ use std::collections::HashMap;
 
 use uuid::Uuid;
 
-use super::outcome::shown;
-use super::resp;
 use crate::envelope::celery::Message;
 use crate::envelope::kombu::{self, Lists};
+use crate::sink::redis_client::outcome::shown;
+use crate::sink::redis_client::resp;
 use crate::sink::{Cause, Outcome};
 
 /// Redis takes no larger argument (`proto-max-bulk-len`), and closes the connection at one: the same batch for ever.

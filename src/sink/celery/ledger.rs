@@ -31,10 +31,10 @@ use std::io::IoSlice;
 use uuid::Uuid;
 
 use super::batch::Group;
-use super::connection::{Connection, Trouble};
-use super::resp::{self, Refusal, Reply};
 use crate::sink::marks::encoding::List;
 use crate::sink::marks::{Mark, Scope};
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::resp::{self, Refusal, Reply};
 
 /// A week, in seconds.
 const EXPIRES: &[u8] = b"604800";

@@ -19,14 +19,11 @@
 
 mod backlog;
 mod batch;
-mod connection;
 mod ledger;
-mod outcome;
 mod probe;
 mod redis;
-mod resp;
+mod refusals;
 mod transaction;
-pub mod url;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,6 +34,7 @@ use serde::Deserialize;
 
 pub use self::backlog::Backlog;
 pub use self::redis::Redis;
+use super::redis_client::url;
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::envelope::celery::MAX_PRIORITY;
 use crate::tls;

@@ -11,22 +11,26 @@ use tracing::{info, warn};
 
 use super::Config;
 use super::batch::Batch;
-use super::connection::{Connection, Trouble};
 use super::ledger::{self, Claim, Entry};
-use super::outcome::{Verdict, judge, outage, refused};
-use super::resp::{self, Refusal, Reply};
+use super::refusals::{judge, outage, refused};
 use super::transaction::{Sent, send};
-use super::url::Address;
 use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
 use crate::outbox::{Field, Task};
 use crate::sink::marks::{Mark, Memory, Terms};
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::outcome::Verdict;
+use crate::sink::redis_client::resp::{self, Refusal, Reply};
+use crate::sink::redis_client::url::Address;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while. What
 /// is further ahead would fill the workers, and come again and again once the broker's visibility timeout is over.
 const KEPT_BY_WORKERS: Duration = Duration::from_secs(2);
+/// Whether we may use transactions: where MULTI is refused, the commands after it are not, and a batch that counts as not
+/// applied would be, at every attempt.
+const TRIAL: &[&[u8]] = &[b"MULTI", b"EXEC"];
 /// The bindings of an exchange are asked for again after this.
 const BINDINGS_FRESH: Duration = Duration::from_secs(1);
 
@@ -193,7 +197,7 @@ impl Redis {
         {
             return Ok(link);
         }
-        let connection = Connection::open(&self.address, self.tls.as_ref())
+        let connection = Connection::open(&self.address, self.tls.as_ref(), TRIAL)
             .await
             .map_err(|trouble| outage(trouble, &self.address))?;
         Ok(Link {
@@ -360,8 +364,8 @@ impl Redis {
                 Reply::Array(Some(members)) => Ok(members.into_iter().filter_map(text).collect()),
                 Reply::Error(refusal) => {
                     match judge(&refusal, self.lists.bindings_key(&exchange).as_bytes()) {
-                        Verdict::ListRetry(cause) => Err(Outcome::Retry(cause)),
-                        Verdict::ListReject(cause) => Err(Outcome::Reject(cause)),
+                        Verdict::KeyRetry(cause) => Err(Outcome::Retry(cause)),
+                        Verdict::KeyReject(cause) => Err(Outcome::Reject(cause)),
                         Verdict::Outage(_) => {
                             return Err(outage(Trouble::Refused(refusal), &self.address));
                         }

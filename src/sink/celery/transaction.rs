@@ -3,11 +3,12 @@
 use std::io::IoSlice;
 
 use super::batch::Group;
-use super::connection::{Connection, Trouble};
 use super::ledger::Entry;
-use super::outcome::{Verdict, judge};
-use super::resp::{self, Refusal, Reply};
+use super::refusals::judge;
 use crate::sink::Cause;
+use crate::sink::redis_client::connection::{Connection, Trouble};
+use crate::sink::redis_client::outcome::Verdict;
+use crate::sink::redis_client::resp::{self, Refusal, Reply};
 
 /// What became of a transaction.
 pub(super) struct Answer {
@@ -125,7 +126,7 @@ fn refusals(groups: &[Group], replies: &[Reply]) -> Vec<(usize, Cause)> {
     for (at, (group, reply)) in groups.iter().zip(replies).enumerate() {
         if let Reply::Error(refusal) = reply {
             let cause = match judge(refusal, &group.list) {
-                Verdict::Outage(cause) | Verdict::ListRetry(cause) | Verdict::ListReject(cause) => {
+                Verdict::Outage(cause) | Verdict::KeyRetry(cause) | Verdict::KeyReject(cause) => {
                     cause
                 }
             };
@@ -143,7 +144,7 @@ fn refused(groups: &[Group], replies: &[Reply]) -> Option<Sent> {
         if let Reply::Error(refusal) = reply {
             match judge(refusal, &group.list) {
                 Verdict::Outage(cause) => return Some(Sent::Outage(cause)),
-                Verdict::ListRetry(cause) | Verdict::ListReject(cause) => {
+                Verdict::KeyRetry(cause) | Verdict::KeyReject(cause) => {
                     lists.push((group.list.clone(), cause));
                 }
             }

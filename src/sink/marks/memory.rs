@@ -150,6 +150,21 @@ impl Memory {
         self.under_way = None;
     }
 
+    /// What was applied last, in the turn of the batch that is under way, comes again nevertheless: the batch as a whole
+    /// was not.
+    pub fn will_come_again(&mut self, marks: impl IntoIterator<Item = Mark>) {
+        let before = self.found.len();
+        self.found.extend(marks);
+        if self.found.len() == before {
+            return;
+        }
+        self.found.sort_unstable();
+        let turn = self.notes.back().and_then(|note| note.turn);
+        for note in self.notes.iter_mut().filter(|note| note.turn == turn) {
+            note.turn = None;
+        }
+    }
+
     /// Notes that are of no more use: to be taken away with the next batch, and not remembered from here on.
     pub fn forget(&mut self, settled: Settled) -> Vec<u64> {
         let mut forgotten = Vec::new();

@@ -180,6 +180,24 @@ fn notes_go_when_nothing_in_them_can_come_again() {
 }
 
 #[test]
+fn what_was_answered_of_a_batch_that_failed_is_known_when_it_comes_again() {
+    let mut memory = Memory::default();
+    memory.enter(&scope(1));
+    let (first, second) = (mark("a", at(8, 0)), mark("b", at(16, 0)));
+    for (turn, mark) in [(1, first), (2, second)] {
+        memory.sends([&mark], turn);
+        memory.applied(9);
+    }
+    memory.will_come_again([]);
+    assert!(memory.is_blank());
+    memory.will_come_again([second]);
+    assert!(memory.has(&second) && !memory.has(&first));
+    // It may go to the hold meanwhile: its note stays, where the other's goes.
+    assert_eq!(memory.forget(settled(99, 2)), [0]);
+    assert!(memory.forget(settled(99, 2)).is_empty() && memory.has(&second));
+}
+
+#[test]
 fn what_was_found_is_known_when_it_has_gone_to_the_hold() {
     let mut memory = Memory::default();
     memory.enter(&scope(1));

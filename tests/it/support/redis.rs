@@ -1,5 +1,6 @@
 //! Private Redis servers.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
@@ -26,6 +27,9 @@ pub(crate) struct Options<'a> {
     /// Settings beside those of the harness; the last one of a name wins.
     pub(crate) settings: &'a [(&'a str, &'a str)],
 }
+
+/// An entry of a stream: its id and its fields.
+pub(crate) type Entry = (String, HashMap<String, String>);
 
 /// A private server, stopped when dropped.
 pub(crate) struct Redis {
@@ -173,6 +177,13 @@ impl Redis {
         run.expect(name);
     }
 
+    /// Runs a command, and gives its answer; as code that blocks its thread.
+    pub(crate) fn ask<T: redis::FromRedisValue>(&self, command: &[&str]) -> T {
+        let (name, arguments) = command.split_first().expect("a command");
+        let answer = redis::cmd(name).arg(arguments).query(&mut self.blocking(0));
+        answer.expect(name)
+    }
+
     /// All messages of a list, the oldest first, as code that blocks its thread.
     pub(crate) fn messages(&self, database: u8, list: &str) -> Vec<serde_json::Value> {
         let command = redis::cmd("LRANGE").arg(list).arg(0).arg(-1).clone();
@@ -189,6 +200,20 @@ impl Redis {
         messages
             .iter()
             .map(|message| id(message).expect("an id"))
+            .collect()
+    }
+
+    /// The entries of a stream, the oldest first: id and fields. As code that blocks its thread.
+    pub(crate) fn entries(&self, stream: &str) -> Vec<Entry> {
+        let command = redis::cmd("XRANGE").arg(stream).arg("-").arg("+").clone();
+        command.query(&mut self.blocking(0)).expect("a stream")
+    }
+
+    /// The task ids of a stream's entries, the oldest first.
+    pub(crate) fn entry_ids(&self, stream: &str) -> Vec<String> {
+        self.entries(stream)
+            .into_iter()
+            .map(|(_, fields)| fields["id"].clone())
             .collect()
     }
 

@@ -10,7 +10,7 @@ const MAX_NESTING: usize = 4;
 
 /// What Redis answers to one command.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Reply {
+pub(in crate::sink) enum Reply {
     /// `+OK`, `+QUEUED`
     Simple(String),
     /// `-CODE text`
@@ -25,19 +25,19 @@ pub(super) enum Reply {
 
 /// An error reply.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Refusal {
+pub(in crate::sink) struct Refusal {
     /// `OOM`, `WRONGTYPE`, `ERR`, ...
-    pub(super) code: String,
+    pub(in crate::sink) code: String,
     /// What follows.
-    pub(super) text: String,
+    pub(in crate::sink) text: String,
 }
 
 /// The bytes are not Redis's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct NotRedis;
+pub(in crate::sink) struct NotRedis;
 
 /// Appends a command.
-pub(super) fn write_command(out: &mut Vec<u8>, arguments: &[&[u8]]) {
+pub(in crate::sink) fn write_command(out: &mut Vec<u8>, arguments: &[&[u8]]) {
     write_header(out, b'*', arguments.len());
     for argument in arguments {
         write_bulk(out, argument);
@@ -45,14 +45,14 @@ pub(super) fn write_command(out: &mut Vec<u8>, arguments: &[&[u8]]) {
 }
 
 /// Appends one argument of a command.
-pub(super) fn write_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
+pub(in crate::sink) fn write_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
     write_header(out, b'$', bytes.len());
     out.extend_from_slice(bytes);
     out.extend_from_slice(b"\r\n");
 }
 
 /// Appends `*<n>` or `$<n>`, with its line end.
-pub(super) fn write_header(out: &mut Vec<u8>, kind: u8, n: usize) {
+pub(in crate::sink) fn write_header(out: &mut Vec<u8>, kind: u8, n: usize) {
     out.push(kind);
     let (mut digits, mut first, mut rest) = ([b'0'; 20], 20, n);
     for digit in digits.iter_mut().rev() {
@@ -69,7 +69,10 @@ pub(super) fn write_header(out: &mut Vec<u8>, kind: u8, n: usize) {
 
 /// Appends what `write` appends, as one argument, and returns its length. Its length is not known before; four digits
 /// are assumed, and the few messages that are shorter or longer are moved.
-pub(super) fn write_bulk_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+pub(in crate::sink) fn write_bulk_with(
+    out: &mut Vec<u8>,
+    write: impl FnOnce(&mut Vec<u8>),
+) -> usize {
     const ASSUMED: &[u8] = b"$0000\r\n";
     let start = out.len();
     out.extend_from_slice(ASSUMED);
@@ -87,7 +90,7 @@ pub(super) fn write_bulk_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>
 }
 
 /// Reads one reply from the front of `bytes`: the reply and its length, or `None` while it is incomplete.
-pub(super) fn parse(bytes: &[u8]) -> Result<Option<(Reply, usize)>, NotRedis> {
+pub(in crate::sink) fn parse(bytes: &[u8]) -> Result<Option<(Reply, usize)>, NotRedis> {
     if bytes.len() > MAX_REPLY {
         return Err(NotRedis);
     }

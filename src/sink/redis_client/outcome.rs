@@ -1,31 +1,49 @@
 //! What Redis's refusals mean for a batch: one table.
 
+use std::fmt;
+
 use super::connection::Trouble;
 use super::resp::Refusal;
-use super::url::Address;
 use crate::sink::{Cause, Outage};
+
+/// What a sink's operator has to do with: the words for a remedy.
+#[derive(Debug)]
+pub(in crate::sink) struct Wording {
+    /// The setting that holds the URL.
+    pub(in crate::sink) url: &'static str,
+    /// What the keys are.
+    pub(in crate::sink) kind: &'static str,
+    /// Which rights the user needs, as `ACL SETUSER` takes them; and for keys.
+    pub(in crate::sink) rights: &'static str,
+    /// See `rights`.
+    pub(in crate::sink) keys: &'static str,
+    /// What to do where the URL turns out to name a node of a cluster.
+    pub(in crate::sink) cluster: &'static str,
+}
 
 /// Whom a refusal is about.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Verdict {
+pub(in crate::sink) enum Verdict {
     /// The broker as a whole: nothing can be delivered now.
     Outage(Cause),
-    /// This list only, and the operator can mend it without a change to the row: its tasks are retried.
-    ListRetry(Cause),
-    /// This list only, and these tasks cannot go there: they are rejected.
-    ListReject(Cause),
+    /// This key only, and the operator can mend it without a change to the row: its tasks are retried.
+    KeyRetry(Cause),
+    /// This key only, and these tasks cannot go there: they are rejected.
+    KeyReject(Cause),
 }
 
-/// Judges the refusal of a push to `list`.
-pub(super) fn judge(refusal: &Refusal, list: &[u8]) -> Verdict {
+/// Judges the refusal of a push to `key`.
+pub(in crate::sink) fn judge(refusal: &Refusal, key: &[u8], wording: &Wording) -> Verdict {
+    let Wording { url, kind, .. } = wording;
     let outage = |words: &'static str| Verdict::Outage(Cause::new(words));
+    let about = |words: String| Verdict::Outage(Cause::new(words));
     match refusal.code.as_str() {
         "OOM" => outage(
             "Redis is out of memory and takes no more: raise its maxmemory, or let workers catch up",
         ),
-        "READONLY" => outage(
-            "this Redis is a replica: broker_url must name the primary (or a failover is under way)",
-        ),
+        "READONLY" => about(format!(
+            "this Redis is a replica: {url} must name the primary (or a failover is under way)"
+        )),
         "LOADING" => outage("Redis is loading its data after a start"),
         "BUSY" => outage("Redis is busy with a script: wait, or run SCRIPT KILL"),
         "MASTERDOWN" | "TRYAGAIN" | "CLUSTERDOWN" => {
@@ -35,43 +53,46 @@ pub(super) fn judge(refusal: &Refusal, list: &[u8]) -> Verdict {
         "NOREPLICAS" => {
             outage("Redis has fewer replicas than min-replicas-to-write, and refuses writes")
         }
-        "NOAUTH" => outage("Redis asks for a password: put it into broker_url"),
-        "WRONGPASS" => outage("Redis refuses user or password of broker_url"),
+        "NOAUTH" => about(format!("Redis asks for a password: put it into {url}")),
+        "WRONGPASS" => about(format!("Redis refuses user or password of {url}")),
         "DENIED" => {
             outage("Redis is in protected mode: set a password, or bind it to a private address")
         }
-        "MOVED" | "ASK" | "CROSSSLOT" => outage(
-            "broker_url names a Redis Cluster, where neither Celery nor we can use lists: name a single Redis",
-        ),
-        "NOPERM" if refusal.text.contains(" key") => Verdict::ListReject(Cause::new(format!(
-            "broker_url's user may not use the key {}: ACL SETUSER ... ~<queue>*",
-            shown(list)
+        "MOVED" | "ASK" | "CROSSSLOT" => {
+            about(format!("{url} names a Redis Cluster{}", wording.cluster))
+        }
+        "NOPERM" if refusal.text.contains(" key") => Verdict::KeyReject(Cause::new(format!(
+            "{url}'s user may not use the key {}: ACL SETUSER ... {}",
+            shown(key),
+            wording.keys
         ))),
-        "NOPERM" => outage(
-            "broker_url's user lacks rights: ACL SETUSER ... +multi +exec +lpush +smembers +select",
-        ),
-        "WRONGTYPE" => Verdict::ListRetry(Cause::new(format!(
-            "the Redis key {} is not a list: another program uses it, delete or rename it",
-            shown(list)
+        "NOPERM" => about(format!(
+            "{url}'s user lacks rights: ACL SETUSER ... {}",
+            wording.rights
+        )),
+        "WRONGTYPE" => Verdict::KeyRetry(Cause::new(format!(
+            "the Redis key {} is not a {kind}: another program uses it, delete or rename it",
+            shown(key)
         ))),
-        code => Verdict::Outage(Cause::new(format!(
-            "Redis refuses: {}",
-            worded(code, &refusal.text)
-        ))),
+        code => about(format!("Redis refuses: {}", worded(code, &refusal.text))),
     }
 }
 
-/// The outage that a broken or refused connection is.
-pub(super) fn outage(trouble: Trouble, address: &Address) -> Outage {
+/// The outage that a broken or refused connection is; `place` is where it led to.
+pub(in crate::sink) fn outage(
+    trouble: Trouble,
+    place: &dyn fmt::Display,
+    wording: &Wording,
+) -> Outage {
     let words = match trouble {
-        Trouble::Unreachable(e) => format!("{address} cannot be reached: {e}"),
-        Trouble::Lost(e) => format!("{address} has closed the connection: {e}"),
-        Trouble::NotRedis => format!("what answers at {address} is no Redis"),
-        Trouble::Refused(refusal) => match judge(&refusal, b"") {
-            Verdict::Outage(cause) => format!("{address}: {cause}"),
-            Verdict::ListRetry(_) | Verdict::ListReject(_) => {
+        Trouble::Unreachable(e) => format!("{place} cannot be reached: {e}"),
+        Trouble::Lost(e) => format!("{place} has closed the connection: {e}"),
+        Trouble::NotRedis => format!("what answers at {place} is no Redis"),
+        Trouble::Refused(refusal) => match judge(&refusal, b"", wording) {
+            Verdict::Outage(cause) => format!("{place}: {cause}"),
+            Verdict::KeyRetry(_) | Verdict::KeyReject(_) => {
                 format!(
-                    "{address} refuses the login: {}",
+                    "{place} refuses the login: {}",
                     worded(&refusal.code, &refusal.text)
                 )
             }
@@ -80,19 +101,8 @@ pub(super) fn outage(trouble: Trouble, address: &Address) -> Outage {
     Outage(Cause::new(words))
 }
 
-/// Why our marks are refused, in words.
-pub(super) fn refused(refusal: &Refusal) -> String {
-    match refusal.code.as_str() {
-        "NOPERM" => "broker_url's user lacks rights: ACL SETUSER ... ~aftercommit:* +watch +unwatch +eval +hset +hget +hmget \
-             +hkeys +hdel +expire +type, and to read the queues' keys"
-            .to_owned(),
-        "WRONGTYPE" => "a key that begins with aftercommit:marks: is not ours: delete it".to_owned(),
-        code => worded(code, &refusal.text),
-    }
-}
-
 /// A refusal that we have no words for. Redis repeats the arguments of a command that it does not know: not for a log.
-fn worded(code: &str, text: &str) -> String {
+pub(in crate::sink) fn worded(code: &str, text: &str) -> String {
     let text = text.split(", with args").next().unwrap_or_default();
     let (code, text): (String, String) = (
         code.chars().take(32).collect(),
@@ -102,13 +112,21 @@ fn worded(code: &str, text: &str) -> String {
 }
 
 /// A list's key, with the bytes before its priority step made visible.
-pub(super) fn shown(list: &[u8]) -> String {
+pub(in crate::sink) fn shown(list: &[u8]) -> String {
     list.escape_ascii().to_string().chars().take(128).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const WORDING: Wording = Wording {
+        url: "broker_url",
+        kind: "list",
+        rights: "+lpush",
+        keys: "~<queue>*",
+        cluster: ": name a single Redis",
+    };
 
     fn refusal(line: &str) -> Refusal {
         let (code, text) = line.split_once(' ').unwrap_or((line, ""));
@@ -138,7 +156,10 @@ mod tests {
             "SOMETHING new",
         ] {
             assert!(
-                matches!(judge(&refusal(line), b"celery"), Verdict::Outage(_)),
+                matches!(
+                    judge(&refusal(line), b"celery", &WORDING),
+                    Verdict::Outage(_)
+                ),
                 "{line}"
             );
         }
@@ -147,15 +168,19 @@ mod tests {
             "NOPERM this user has no permissions to access one of the keys used as arguments",
         ] {
             assert!(
-                matches!(judge(&refusal(line), b"celery"), Verdict::ListReject(_)),
+                matches!(
+                    judge(&refusal(line), b"celery", &WORDING),
+                    Verdict::KeyReject(_)
+                ),
                 "{line}"
             );
         }
         let wrong = judge(
             &refusal("WRONGTYPE Operation against a key"),
             b"high\x06\x163",
+            &WORDING,
         );
-        let Verdict::ListRetry(cause) = wrong else {
+        let Verdict::KeyRetry(cause) = wrong else {
             panic!("{wrong:?}");
         };
         assert!(cause.to_string().contains("high\\x06\\x163"), "{cause}");
@@ -164,7 +189,7 @@ mod tests {
     #[test]
     fn a_refusal_does_not_repeat_a_payload() {
         let line = "ERR unknown command 'LPUSH', with args beginning with: 'celery' 's3cret'";
-        let Verdict::Outage(cause) = judge(&refusal(line), b"celery") else {
+        let Verdict::Outage(cause) = judge(&refusal(line), b"celery", &WORDING) else {
             panic!("no outage");
         };
         assert_eq!(

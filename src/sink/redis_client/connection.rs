@@ -18,7 +18,7 @@ use super::url::{Address, Place};
 
 /// Why a connection is of no more use.
 #[derive(Debug)]
-pub(super) enum Trouble {
+pub(in crate::sink) enum Trouble {
     /// It could not be opened.
     Unreachable(io::Error),
     /// It broke.
@@ -32,24 +32,24 @@ pub(super) enum Trouble {
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
-pub(super) struct Connection {
+pub(in crate::sink) struct Connection {
     stream: Box<dyn Duplex>,
     input: Vec<u8>,
 }
 
 impl Connection {
-    /// Connects, logs in, and makes sure that we may use transactions: where MULTI is refused, the commands after it
-    /// are not, and a batch that counts as not applied would be, at every attempt.
-    pub(super) async fn open(
+    /// Connects, logs in, and tries `trial`, commands without an effect: where one is refused, we are.
+    pub(in crate::sink) async fn open(
         address: &Address,
         tls: Option<&Arc<ClientConfig>>,
+        trial: &[&[u8]],
     ) -> Result<Connection, Trouble> {
         let stream = connect(address, tls).await.map_err(Trouble::Unreachable)?;
         let mut connection = Connection {
             stream,
             input: Vec::with_capacity(4096),
         };
-        let (mut request, mut expected) = (Vec::new(), 2);
+        let (mut request, mut expected) = (Vec::new(), trial.len());
         if let Some(password) = &address.password {
             let password = password.expose_secret().as_bytes();
             match &address.user {
@@ -67,8 +67,9 @@ impl Connection {
             );
             expected += 1;
         }
-        resp::write_command(&mut request, &[b"MULTI"]);
-        resp::write_command(&mut request, &[b"EXEC"]);
+        for command in trial {
+            resp::write_command(&mut request, &[command]);
+        }
         for reply in connection.ask(&[IoSlice::new(&request)], expected).await? {
             if let Reply::Error(refusal) = reply {
                 return Err(Trouble::Refused(refusal));
@@ -78,7 +79,7 @@ impl Connection {
     }
 
     /// Sends `request`, and waits for `expected` replies.
-    pub(super) async fn ask(
+    pub(in crate::sink) async fn ask(
         &mut self,
         request: &[IoSlice<'_>],
         expected: usize,
@@ -106,7 +107,7 @@ impl Connection {
     }
 
     /// Whether the server has closed an idle connection, or said something unasked. Does not wait.
-    pub(super) async fn is_stale(&mut self) -> bool {
+    pub(in crate::sink) async fn is_stale(&mut self) -> bool {
         let mut space = [0; 1];
         let mut buffer = ReadBuf::new(&mut space);
         let stream = &mut self.stream;

@@ -28,7 +28,7 @@ pub struct Address {
 }
 
 /// A socket.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Place {
     /// TCP.
     Tcp {
@@ -41,8 +41,11 @@ pub enum Place {
     Unix(PathBuf),
 }
 
+/// Where Redis listens.
+pub(super) const PORT: u16 = 6379;
+
 /// What the options call the files of a TLS session.
-pub(super) const OPTIONS: Names = Names {
+pub(in crate::sink) const OPTIONS: Names = Names {
     roots: "ssl_ca_certs",
     certificate: "ssl_certfile",
     key: "ssl_keyfile",
@@ -96,13 +99,20 @@ impl fmt::Display for Address {
         } else {
             "redis"
         };
-        let db = self.db;
-        match &self.place {
-            Place::Tcp { host, port } if host.contains(':') => {
-                write!(f, "{scheme}://[{host}]:{port}/{db}")
-            }
-            Place::Tcp { host, port } => write!(f, "{scheme}://{host}:{port}/{db}"),
-            Place::Unix(path) => write!(f, "redis+socket://{}?virtual_host={db}", path.display()),
+        let (place, db) = (&self.place, self.db);
+        match place {
+            Place::Tcp { .. } => write!(f, "{scheme}://{place}/{db}"),
+            Place::Unix(_) => write!(f, "redis+socket://{place}?virtual_host={db}"),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Place::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Place::Unix(path) => path.display().fmt(f),
         }
     }
 }
@@ -166,7 +176,7 @@ pub fn parse(url: &str) -> Result<Address, String> {
         }
         address.place = Place::Unix(PathBuf::from(format!("/{}", decode(path)?)));
     } else {
-        address.place = tcp(host)?;
+        address.place = tcp(host, PORT)?;
         address.db = database(&decode(path)?)?;
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -193,7 +203,7 @@ fn filled(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
-fn tcp(host: &str) -> Result<Place, String> {
+pub(super) fn tcp(host: &str, default_port: u16) -> Result<Place, String> {
     let (name, port) = match host.strip_prefix('[') {
         Some(rest) => {
             let (name, port) = rest
@@ -204,7 +214,7 @@ fn tcp(host: &str) -> Result<Place, String> {
         None => host.split_once(':').unwrap_or((host, "")),
     };
     let port = if port.is_empty() {
-        6379
+        default_port
     } else {
         port.parse()
             .map_err(|_| "has a port that is no number from 1 to 65535".to_owned())?

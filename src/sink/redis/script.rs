@@ -1,0 +1,280 @@
+//! What happens inside of Redis: one script for each batch and slot, so that it happens as a whole or not at all.
+//!
+//! A script sees to it that the ledger is still ours, that the keys are what they must be, pushes task after task, and notes
+//! what it has pushed. The arguments, in this order:
+//!
+//! | | |
+//! |---|---|
+//! | KEYS | the ledger, where there is one; the streams or lists |
+//! | owner | our name in the ledger; empty: no ledger |
+//! | number, note | the note; see `sink/marks.rs` |
+//! | expiry | of the ledger, in seconds |
+//! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; for lists: LPUSH or RPUSH |
+//! | count, numbers | of notes to take away |
+//! | tasks | see [`super::batch`] |
+
+use crate::sink::redis_client::outcome::Wording;
+use crate::sink::redis_client::resp::{Refusal, Reply};
+
+pub(super) const WORDING: Wording = Wording {
+    url: "url",
+    kind: "stream or list, whichever is configured",
+    rights: "+eval +type +hget +hset +hdel +hkeys +hmget +expire, and +xadd +xrange +xinfo +xtrim for streams, +lpush or \
+             +rpush for lists",
+    keys: "~<its name> and ~aftercommit:*",
+    cluster: ": write redis+cluster:// instead of redis://",
+};
+
+/// Makes a ledger ours: what was sent under another name and has not been applied by now never will be. ARGV: our name, the
+/// expiry. Gives the fields.
+pub(super) const CLAIM: &[u8] = b"redis.call('HSET', KEYS[1], 'owner', ARGV[1]) \
+redis.call('EXPIRE', KEYS[1], ARGV[2]) \
+return redis.call('HKEYS', KEYS[1])";
+
+/// Does nothing; but may we?
+pub(super) const TRY: &[u8] = b"return 1";
+
+/// Changes nothing: tells what the second key is, and which commands we may not use. KEYS: a ledger, the stream or list, where
+/// its name is known. ARGV: the command that pushes.
+pub(super) const LOOK: &[u8] = b"local key = KEYS[2] or KEYS[1] \
+local seen = {redis.call('TYPE', key).ok} \
+local needed = {{'HGET', KEYS[1], ''}, {'HSET', KEYS[1], '', ''}, {'HDEL', KEYS[1], ''}, {'HKEYS', KEYS[1]}, \
+{'HMGET', KEYS[1], ''}, {'EXPIRE', KEYS[1], '1'}} \
+if ARGV[1] == 'XADD' then \
+for _, command in ipairs({{'XADD', key, '*', '', ''}, {'XRANGE', key, '-', '+'}, {'XINFO', 'STREAM', key}, \
+{'XTRIM', key, 'MAXLEN', '1'}}) do needed[#needed + 1] = command end \
+else needed[#needed + 1] = {ARGV[1], key, ''} end \
+for _, command in ipairs(needed) do \
+if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then seen[#seen + 1] = command[1] end \
+end \
+return seen";
+
+macro_rules! script {
+    ($kind:literal, $push:literal) => {
+        concat!(
+            "local base, gone = ARGV[1] ~= '' and 1 or 0, tonumber(ARGV[7]) ",
+            "if base == 1 and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return {'fenced'} end ",
+            "local wrong = {'wrong'} ",
+            "for k = base + 1, #KEYS do ",
+            "local kind = redis.call('TYPE', KEYS[k]).ok ",
+            "if kind ~= 'none' and kind ~= '", $kind, "' then wrong[#wrong + 1] = k - base - 1 end ",
+            "end ",
+            "if #wrong > 1 then return wrong end ",
+            "local i, pushed, late, there = 8 + gone, 0, 0, 0 ",
+            $push,
+            "if base == 1 then ",
+            "if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end ",
+            "redis.call('EXPIRE', KEYS[1], ARGV[4]) ",
+            "for g = 8, 7 + gone do redis.call('HDEL', KEYS[1], ARGV[g]) end ",
+            "end ",
+            "return {'applied', late, there}"
+        )
+        .as_bytes()
+    };
+}
+
+/// A task is added under the id of its position. Where the stream is beyond that, it has the task already, and then it holds
+/// this id with this task; or the task is late, and is added behind the last one.
+///
+/// Entries that are too old go as many at a time as have come, and some more: by the commit that stands in them, since nobody's
+/// clock is in an id.
+pub(super) const PUSH_TO_STREAMS: &[u8] = script!(
+    "stream",
+    "local tops = {} \
+local function behind(key) \
+if not tops[key] then \
+local info = redis.call('XINFO', 'STREAM', key) \
+for n = 1, #info, 2 do if info[n] == 'last-generated-id' then tops[key] = info[n + 1] end end \
+end \
+local ms, seq = string.match(tops[key], '(%d+)-(%d+)') \
+if tonumber(seq) < 9007199254740991 then return string.format('%s-%.0f', ms, seq + 1) end \
+return string.format('%.0f-0', ms + 1) \
+end \
+while i <= #ARGV do \
+local key, last = KEYS[base + 1 + ARGV[i]], i + 2 + ARGV[i + 2] \
+local id = redis.pcall('XADD', key, ARGV[i + 1], unpack(ARGV, i + 3, last)) \
+if type(id) == 'table' and string.find(id.err, 'equal or smaller', 1, true) then \
+local found = redis.call('XRANGE', key, ARGV[i + 1], ARGV[i + 1])[1] \
+if found and found[2][1] == 'id' and found[2][2] == ARGV[i + 4] then id, there = nil, there + 1 \
+else id, late = redis.pcall('XADD', key, behind(key), unpack(ARGV, i + 3, last)), late + 1 end \
+end \
+if type(id) == 'table' then return {'stopped', pushed, tonumber(ARGV[i]), id.err} end \
+if id then tops[key] = id end \
+i, pushed = last + 1, pushed + 1 \
+end \
+local function committed(entry) \
+for n = 1, #entry[2], 2 do if entry[2][n] == 'committed_at' then return entry[2][n + 1] end end \
+end \
+for k = base + 1, #KEYS do \
+if ARGV[5] == 'MAXLEN' then redis.pcall('XTRIM', KEYS[k], 'MAXLEN', '~', ARGV[6]) \
+elseif ARGV[5] == 'AGE' then \
+local first = redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', 1)[1] \
+if first and (committed(first) or '') < ARGV[6] then \
+local oldest = redis.call('XRANGE', KEYS[k], '-', '+', 'COUNT', 2 * pushed + 10) \
+for n = #oldest - 1, 1, -1 do \
+if (committed(oldest[n]) or ARGV[6]) < ARGV[6] then redis.pcall('XTRIM', KEYS[k], 'MINID', oldest[n + 1][1]) break end \
+end end end end "
+);
+
+/// Tasks for one list that follow each other are pushed at once.
+pub(super) const PUSH_TO_LISTS: &[u8] = script!(
+    "list",
+    "while i <= #ARGV do \
+local key, last = KEYS[base + 1 + ARGV[i]], i + 1 + ARGV[i + 1] \
+local length = redis.pcall(ARGV[5], key, unpack(ARGV, i + 2, last)) \
+if type(length) == 'table' then return {'stopped', pushed, tonumber(ARGV[i]), length.err} end \
+i, pushed = last + 1, pushed + last - i - 1 \
+end "
+);
+
+/// What a script has done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Done {
+    /// Everything.
+    Applied {
+        /// Tasks that a stream was beyond.
+        late: u64,
+        /// Tasks that a stream had already.
+        there: u64,
+    },
+    /// Nothing: the ledger is somebody else's, or gone.
+    Fenced,
+    /// Nothing: these keys, by their index, are something else.
+    Wrong(Vec<usize>),
+    /// So many tasks, from the first one on; then this key has refused. Nothing is noted.
+    Stopped {
+        pushed: usize,
+        key: usize,
+        refusal: Refusal,
+    },
+    /// Nothing.
+    Refused(Refusal),
+}
+
+/// Reads a script's answer; `None` if it is none.
+pub(super) fn read(reply: Reply) -> Option<Done> {
+    let parts = match reply {
+        Reply::Array(Some(parts)) => parts,
+        Reply::Error(refusal) => return Some(Done::Refused(known(refusal))),
+        _ => return None,
+    };
+    let mut parts = parts.into_iter();
+    let word = match parts.next() {
+        Some(Reply::Bulk(Some(word))) => word,
+        _ => return None,
+    };
+    let mut numbers = Vec::new();
+    let mut words = None;
+    for part in parts {
+        match part {
+            Reply::Integer(number) => numbers.push(u64::try_from(number).ok()?),
+            Reply::Bulk(Some(text)) => words = Some(String::from_utf8_lossy(&text).into_owned()),
+            _ => return None,
+        }
+    }
+    let index = |number: u64| usize::try_from(number).ok();
+    match (word.as_slice(), numbers.as_slice(), words) {
+        (b"applied", [late, there], None) => Some(Done::Applied {
+            late: *late,
+            there: *there,
+        }),
+        (b"fenced", [], None) => Some(Done::Fenced),
+        (b"wrong", keys, None) => Some(Done::Wrong(
+            keys.iter().copied().map(index).collect::<Option<_>>()?,
+        )),
+        (b"stopped", [pushed, key], Some(error)) => {
+            let error = error.trim_start_matches('-');
+            let (code, text) = error.split_once(' ').unwrap_or((error, ""));
+            Some(Done::Stopped {
+                pushed: index(*pushed)?,
+                key: index(*key)?,
+                refusal: known(Refusal {
+                    code: code.to_owned(),
+                    text: text.to_owned(),
+                }),
+            })
+        }
+        _ => None,
+    }
+}
+
+/// A right that is missing inside of a script has no code of its own.
+pub(super) fn known(refusal: Refusal) -> Refusal {
+    let is_about_rights = refusal.code == "ERR"
+        && ["executing the script", "ACL failure"]
+            .iter()
+            .any(|words| refusal.text.contains(words));
+    match is_about_rights {
+        true => Refusal {
+            code: "NOPERM".to_owned(),
+            text: "in a script".to_owned(),
+        },
+        false => refusal,
+    }
+}
+
+/// Whether a stream has refused for ever: its last id is the largest that there is.
+pub(super) fn is_exhausted(refusal: &Refusal) -> bool {
+    refusal.text.contains("equal or smaller") || refusal.text.contains("exhausted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read() {
+        let text = |text: &str| Reply::Bulk(Some(text.as_bytes().to_vec()));
+        let refusal = |code: &str, text: &str| Refusal {
+            code: code.to_owned(),
+            text: text.to_owned(),
+        };
+        let stopped = |error: &str| {
+            let (pushed, key) = (Reply::Integer(3), Reply::Integer(1));
+            vec![text("stopped"), pushed, key, text(error)]
+        };
+        let found = |code: &str, text: &str| {
+            Some(Done::Stopped {
+                pushed: 3,
+                key: 1,
+                refusal: refusal(code, text),
+            })
+        };
+        for (parts, expected) in [
+            (
+                vec![text("applied"), Reply::Integer(2), Reply::Integer(1)],
+                Some(Done::Applied { late: 2, there: 1 }),
+            ),
+            (vec![text("fenced")], Some(Done::Fenced)),
+            (
+                vec![text("wrong"), Reply::Integer(0), Reply::Integer(2)],
+                Some(Done::Wrong(vec![0, 2])),
+            ),
+            (
+                stopped("OOM command not allowed"),
+                found("OOM", "command not allowed"),
+            ),
+            (
+                stopped("-READONLY You can't"),
+                found("READONLY", "You can't"),
+            ),
+            (
+                stopped("ERR The user executing the script can't run this command or subcommand"),
+                found("NOPERM", "in a script"),
+            ),
+            (
+                vec![text("applied"), Reply::Integer(-1), Reply::Integer(0)],
+                None,
+            ),
+            (vec![text("else")], None),
+            (vec![], None),
+        ] {
+            assert_eq!(read(Reply::Array(Some(parts))), expected);
+        }
+        assert_eq!(
+            read(Reply::Error(refusal("NOPERM", "ACL failure in script: x"))),
+            Some(Done::Refused(refusal("NOPERM", "ACL failure in script: x")))
+        );
+        assert_eq!(read(Reply::Integer(1)), None);
+    }
+}

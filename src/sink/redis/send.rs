@@ -1,0 +1,353 @@
+//! Scripts on their way, and what became of them.
+
+use super::Shape;
+use super::batch::Group;
+use super::ledgers::{EXPIRES, refused};
+use super::push::{Progress, Pusher, put};
+use super::script::{self, Done, WORDING, is_exhausted};
+use crate::sink::marks::Mark;
+use crate::sink::marks::encoding::List;
+use crate::sink::redis_client::nodes::Errand;
+use crate::sink::redis_client::outcome::{Verdict, judge, shown};
+use crate::sink::redis_client::resp::{self, Refusal, Reply};
+use crate::sink::{Cause, Outage, Outcome};
+
+/// The first part of a script's command: all that stands before the tasks.
+struct Head {
+    bytes: Vec<u8>,
+    /// Size of the note.
+    note: usize,
+}
+
+/// What is to be done once all answers are there.
+#[derive(Default)]
+struct Rest {
+    /// Keys of which one at least is not for us, each with its slot.
+    suspects: Vec<(u16, Vec<u8>)>,
+    /// Tasks that were pushed before their script stopped.
+    unnoted: Vec<(u16, Vec<Mark>)>,
+    outage: Option<Outage>,
+}
+
+impl Pusher {
+    /// Sends the groups, and takes in what became of them.
+    pub(super) async fn send(&mut self, progress: &mut Progress<'_>) -> Result<(), Outage> {
+        let groups = std::mem::take(&mut self.groups);
+        let groups: Vec<Group> = groups
+            .into_iter()
+            .filter(|group| !group.tasks.is_empty())
+            .collect();
+        let mut heads = Vec::with_capacity(groups.len());
+        for group in &groups {
+            let marks = marks(group, group.tasks.len(), progress);
+            heads.push(self.head(group.slot, &group.keys, group.arguments, &marks, progress));
+        }
+        let parts = groups.iter().zip(&heads);
+        let (wait, commands) = (&self.wait, self.commands());
+        let errands: Vec<Errand<'_>> = parts
+            .map(|(group, head)| Errand {
+                slot: group.slot,
+                request: vec![&head.bytes, &group.body, wait],
+                commands,
+            })
+            .collect();
+        let answers = self.nodes.run(&errands).await;
+        let mut rest = Rest::default();
+        for ((group, head), answer) in groups.iter().zip(&heads).zip(answers) {
+            let taken = match answer {
+                Ok(replies) => self.take_in(group, head, replies, progress, &mut rest),
+                Err(outage) => Err(outage),
+            };
+            rest.outage = rest.outage.or(taken.err());
+        }
+        self.groups = groups;
+        self.note_what_is_not(rest.unnoted, progress).await?;
+        match rest.outage {
+            Some(outage) => Err(outage),
+            None => self.find_forbidden(rest.suspects, progress).await,
+        }
+    }
+
+    fn commands(&self) -> usize {
+        1 + usize::from(self.replicas > 0)
+    }
+
+    /// The head of a script for these tasks.
+    fn head(
+        &mut self,
+        slot: u16,
+        keys: &[Vec<u8>],
+        arguments: usize,
+        marks: &[Mark],
+        progress: &Progress<'_>,
+    ) -> Head {
+        let mut note = List::default();
+        marks.iter().for_each(|mark| note.add(*mark));
+        let note = note.finish();
+        let (mut key, mut owner, mut number, mut gone) = (None, String::new(), 0, Vec::new());
+        if let Some(terms) = progress.terms {
+            key = Some(self.ledgers.key(&terms.scope, slot));
+            let ledger = self.ledgers.of(slot);
+            owner = ledger.owner.clone().unwrap_or_default();
+            if ledger.gone.is_empty() {
+                ledger.gone = ledger.memory.forget(terms.settled);
+            }
+            gone.clone_from(&ledger.gone);
+            if !marks.is_empty() {
+                number = ledger.memory.sends(marks, terms.turn);
+            }
+        }
+        let script = match self.shape {
+            Shape::Stream => script::PUSH_TO_STREAMS,
+            Shape::List => script::PUSH_TO_LISTS,
+        };
+        let keys: Vec<&[u8]> = key
+            .iter()
+            .map(|key| key.as_bytes())
+            .chain(keys.iter().map(Vec::as_slice))
+            .collect();
+        let mut bytes = Vec::with_capacity(script.len() + note.len() + 512);
+        resp::write_header(
+            &mut bytes,
+            b'*',
+            3 + keys.len() + 7 + gone.len() + arguments,
+        );
+        resp::write_bulk(&mut bytes, b"EVAL");
+        resp::write_bulk(&mut bytes, script);
+        resp::write_bulk(&mut bytes, keys.len().to_string().as_bytes());
+        keys.iter()
+            .for_each(|key| resp::write_bulk(&mut bytes, key));
+        resp::write_bulk(&mut bytes, owner.as_bytes());
+        resp::write_bulk(&mut bytes, number.to_string().as_bytes());
+        resp::write_bulk(&mut bytes, &note);
+        resp::write_bulk(&mut bytes, EXPIRES);
+        resp::write_bulk(&mut bytes, self.how);
+        resp::write_bulk(&mut bytes, self.limit().as_bytes());
+        resp::write_bulk(&mut bytes, gone.len().to_string().as_bytes());
+        for number in gone {
+            resp::write_bulk(&mut bytes, number.to_string().as_bytes());
+        }
+        Head {
+            bytes,
+            note: note.len(),
+        }
+    }
+
+    /// Takes in the answer to one script.
+    fn take_in(
+        &mut self,
+        group: &Group,
+        head: &Head,
+        replies: Vec<Reply>,
+        progress: &mut Progress<'_>,
+        rest: &mut Rest,
+    ) -> Result<(), Outage> {
+        let slot = group.slot;
+        let mut replies = replies.into_iter();
+        let Some(done) = replies.next().and_then(script::read) else {
+            return Err(self.outage("what answers is no Redis"));
+        };
+        match done {
+            Done::Applied { late, there } => {
+                self.ledgers.of(slot).gone.clear();
+                self.ledgers.of(slot).memory.applied(head.note);
+                self.ledgers
+                    .answered(slot, marks(group, group.tasks.len(), progress));
+                self.deliver_first(group, group.tasks.len(), progress);
+                progress.had += there;
+                progress.late += late;
+                self.has_replicas(replies.next())
+            }
+            Done::Stopped {
+                pushed,
+                key,
+                refusal,
+            } => {
+                self.ledgers.of(slot).memory.refused();
+                if pushed > 0 {
+                    rest.unnoted.push((slot, marks(group, pushed, progress)));
+                    self.deliver_first(group, pushed, progress);
+                }
+                let key = group.keys.get(key).map_or(&[][..], Vec::as_slice);
+                let verdict = match is_exhausted(&refusal) {
+                    true => Verdict::KeyRetry(Cause::new(format!(
+                        "the stream {} has the largest id that there is, and takes no more: delete it, or name another",
+                        shown(key)
+                    ))),
+                    false => judge(&refusal, key, &WORDING),
+                };
+                self.forbid(key, verdict, progress)
+            }
+            Done::Wrong(keys) => {
+                self.ledgers.of(slot).memory.refused();
+                let refusal = Refusal {
+                    code: "WRONGTYPE".to_owned(),
+                    text: String::new(),
+                };
+                for key in keys.iter().filter_map(|key| group.keys.get(*key)) {
+                    self.forbid(key, judge(&refusal, key, &WORDING), progress)?;
+                }
+                Ok(())
+            }
+            Done::Fenced => {
+                let ledger = self.ledgers.of(slot);
+                ledger.memory.refused();
+                ledger.owner = None;
+                match progress.fenced.insert(slot) {
+                    true => Ok(()),
+                    false => Err(self.outage(
+                        "another daemon with the same slot and sink writes to it, or our marks are taken away all the time",
+                    )),
+                }
+            }
+            Done::Refused(refusal) => {
+                self.ledgers.of(slot).memory.refused();
+                match refusal.code.as_str() {
+                    "NOPERM" => {
+                        let keys = group.keys.iter().cloned();
+                        rest.suspects.extend(keys.map(|key| (slot, key)));
+                        Ok(())
+                    }
+                    _ => Err(refused(&self.nodes, &refusal)),
+                }
+            }
+        }
+    }
+
+    fn deliver_first(&self, group: &Group, count: usize, progress: &mut Progress<'_>) {
+        for index in group.tasks.iter().take(count) {
+            put(&mut progress.outcomes, *index, Outcome::Delivered);
+        }
+    }
+
+    /// What a key's refusal means for its tasks.
+    fn forbid(
+        &self,
+        key: &[u8],
+        verdict: Verdict,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Outage> {
+        let outcome = match verdict {
+            Verdict::Outage(cause) => return Err(self.outage(&cause.to_string())),
+            Verdict::KeyRetry(cause) => Outcome::Retry(cause),
+            Verdict::KeyReject(cause) => Outcome::Reject(cause),
+        };
+        progress.forbidden.insert(key.to_vec(), outcome);
+        Ok(())
+    }
+
+    /// Notes what was pushed by scripts that have stopped.
+    async fn note_what_is_not(
+        &mut self,
+        unnoted: Vec<(u16, Vec<Mark>)>,
+        progress: &Progress<'_>,
+    ) -> Result<(), Outage> {
+        if progress.terms.is_none() {
+            return Ok(());
+        }
+        for (slot, marks) in unnoted {
+            self.ledgers.answered(slot, marks.iter().copied());
+            let head = self.head(slot, &[], 0, &marks, progress);
+            self.run_head(slot, &head).await?;
+            let ledger = self.ledgers.of(slot);
+            ledger.gone.clear();
+            ledger.memory.applied(head.note);
+        }
+        Ok(())
+    }
+
+    /// Sees to it that replicas have what was there already: whoever has added it may not have waited for them.
+    pub(super) async fn see_to_replicas(&mut self, progress: &Progress<'_>) -> Result<(), Outage> {
+        if self.replicas == 0 || progress.terms.is_none() {
+            return Ok(());
+        }
+        for slot in &progress.had_at {
+            let head = self.head(*slot, &[], 0, &[], progress);
+            self.run_head(*slot, &head).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs a script without tasks.
+    async fn run_head(&mut self, slot: u16, head: &Head) -> Result<(), Outage> {
+        let errand = Errand {
+            slot,
+            request: vec![&head.bytes, &self.wait],
+            commands: self.commands(),
+        };
+        let answer = self.nodes.run(&[errand]).await.pop();
+        let mut replies = answer.unwrap_or_else(|| Ok(Vec::new()))?.into_iter();
+        match replies.next().and_then(script::read) {
+            Some(Done::Applied { .. }) => self.has_replicas(replies.next()),
+            Some(Done::Refused(refusal)) => Err(refused(&self.nodes, &refusal)),
+            _ => Err(self.outage("its marks have changed while a batch was under way")),
+        }
+    }
+
+    /// Reads the answer to WAIT.
+    fn has_replicas(&self, answer: Option<Reply>) -> Result<(), Outage> {
+        match answer {
+            None => Ok(()),
+            Some(Reply::Integer(have)) if have >= i64::from(self.replicas) => Ok(()),
+            Some(Reply::Integer(have)) => Err(self.outage(&format!(
+                "only {have} replicas have the batch, and replicas = {}",
+                self.replicas
+            ))),
+            Some(Reply::Error(refusal)) => Err(refused(&self.nodes, &refusal)),
+            Some(_) => Err(self.outage("what answers is no Redis")),
+        }
+    }
+
+    /// A script was refused for a right: finds out whether that is about keys, and which.
+    async fn find_forbidden(
+        &mut self,
+        suspects: Vec<(u16, Vec<u8>)>,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Outage> {
+        if suspects.is_empty() {
+            return Ok(());
+        }
+        let question = |(_, key): &(u16, Vec<u8>)| {
+            let mut request = Vec::new();
+            resp::write_command(&mut request, &[b"EVAL", script::TRY, b"1", key]);
+            request
+        };
+        let questions: Vec<Vec<u8>> = suspects.iter().map(question).collect();
+        let parts = suspects.iter().zip(&questions);
+        let errands: Vec<Errand<'_>> = parts
+            .map(|((slot, _), question)| Errand {
+                slot: *slot,
+                request: vec![question],
+                commands: 1,
+            })
+            .collect();
+        let answers = self.nodes.run(&errands).await;
+        let mut found = false;
+        for ((_, key), answer) in suspects.iter().zip(answers) {
+            if let Some(Reply::Error(refusal)) = answer?.pop() {
+                found = true;
+                self.forbid(key, judge(&refusal, key, &WORDING), progress)?;
+            }
+        }
+        let refusal = Refusal {
+            code: "NOPERM".to_owned(),
+            text: String::new(),
+        };
+        match found {
+            true => Ok(()),
+            false => Err(refused(&self.nodes, &refusal)),
+        }
+    }
+
+    fn outage(&self, words: &str) -> Outage {
+        Outage(Cause::new(format!("{}: {words}", self.nodes.servers())))
+    }
+}
+
+/// The marks of a group's first tasks; none, where there are none.
+fn marks(group: &Group, count: usize, progress: &Progress<'_>) -> Vec<Mark> {
+    let tasks = group.tasks.iter().take(count);
+    tasks
+        .filter_map(|index| progress.marks.get(*index).copied())
+        .collect()
+}

@@ -1,0 +1,248 @@
+//! The slots of a cluster: which one a key is in, which node has it, and keys of ours that are in a given one (Redis
+//! documentation, "Redis cluster specification").
+
+use super::resp::{Refusal, Reply};
+use super::url::Place;
+
+/// How many there are.
+pub(in crate::sink) const SLOTS: u16 = 16384;
+
+/// The slot of a key.
+pub(in crate::sink) fn slot(key: &[u8]) -> u16 {
+    let tag = memchr::memchr(b'{', key).and_then(|open| {
+        let behind = key.get(open + 1..)?;
+        let close = memchr::memchr(b'}', behind)?;
+        behind.get(..close).filter(|tag| !tag.is_empty())
+    });
+    crc16(tag.unwrap_or(key)) % SLOTS
+}
+
+/// CRC-16/XMODEM.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| {
+        let crc = crc ^ u16::from(*byte) << 8;
+        (0..8).fold(crc, |crc: u16, _| match crc & 0x8000 {
+            0 => crc << 1,
+            _ => crc << 1 ^ 0x1021,
+        })
+    })
+}
+
+/// For each slot, the smallest number that is in it when it is a key's tag. The same for ever: keys are named by it.
+#[derive(Debug)]
+pub(in crate::sink) struct Tags(Vec<u32>);
+
+impl Tags {
+    pub(in crate::sink) fn new() -> Tags {
+        let mut tags = vec![u32::MAX; usize::from(SLOTS)];
+        let mut missing = tags.len();
+        for number in 0.. {
+            let tag = tags.get_mut(usize::from(slot(number.to_string().as_bytes())));
+            if let Some(tag) = tag.filter(|tag| **tag == u32::MAX) {
+                *tag = number;
+                missing -= 1;
+            }
+            if missing == 0 {
+                break;
+            }
+        }
+        Tags(tags)
+    }
+
+    /// The number for a slot.
+    pub(in crate::sink) fn of(&self, slot: u16) -> u32 {
+        self.0.get(usize::from(slot)).copied().unwrap_or_default()
+    }
+}
+
+/// Which node has which slots.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub(in crate::sink) struct Map {
+    /// First slot, last slot, primary.
+    ranges: Vec<(u16, u16, Place)>,
+}
+
+impl Map {
+    /// Reads what CLUSTER SLOTS answers; `asked` stands for a node that does not know its own address. `None` if it is no
+    /// such answer.
+    pub(in crate::sink) fn read(reply: &Reply, asked: &Place) -> Option<Map> {
+        let Reply::Array(Some(ranges)) = reply else {
+            return None;
+        };
+        let range = |range: &Reply| {
+            let Reply::Array(Some(parts)) = range else {
+                return None;
+            };
+            let [
+                Reply::Integer(first),
+                Reply::Integer(last),
+                Reply::Array(Some(primary)),
+                ..,
+            ] = parts.as_slice()
+            else {
+                return None;
+            };
+            let [host, Reply::Integer(port), ..] = primary.as_slice() else {
+                return None;
+            };
+            let host = match host {
+                Reply::Bulk(Some(host)) => String::from_utf8(host.clone()).ok()?,
+                _ => String::new(),
+            };
+            let place = found(host, u16::try_from(*port).ok()?, asked)?;
+            Some((
+                u16::try_from(*first).ok()?,
+                u16::try_from(*last).ok()?,
+                place,
+            ))
+        };
+        let ranges = ranges.iter().map(range).collect::<Option<_>>()?;
+        Some(Map { ranges })
+    }
+
+    /// The node that has a slot.
+    pub(in crate::sink) fn of(&self, slot: u16) -> Option<&Place> {
+        let has = |range: &&(u16, u16, Place)| (range.0..=range.1).contains(&slot);
+        self.ranges.iter().find(has).map(|(.., place)| place)
+    }
+
+    /// All nodes that have slots, each with one of them.
+    pub(in crate::sink) fn places(&self) -> Vec<(Place, u16)> {
+        let mut places: Vec<(Place, u16)> = Vec::new();
+        for (slot, _, place) in &self.ranges {
+            if !places.iter().any(|(known, _)| known == place) {
+                places.push((place.clone(), *slot));
+            }
+        }
+        places
+    }
+
+    /// Whether a node has slots.
+    pub(in crate::sink) fn has(&self, place: &Place) -> bool {
+        self.ranges.iter().any(|(.., known)| known == place)
+    }
+
+    /// Whether nothing is known.
+    pub(in crate::sink) fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+}
+
+/// Where a node says that a slot is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(in crate::sink) enum Redirect {
+    /// For good: the map is out of date.
+    Moved(Place),
+    /// For this once: the slot is on its way.
+    Ask(Place),
+}
+
+impl Redirect {
+    /// Reads a refusal; `asked` is the node that it came from.
+    pub(in crate::sink) fn read(refusal: &Refusal, asked: &Place) -> Option<Redirect> {
+        let is_moved = match refusal.code.as_str() {
+            "MOVED" => true,
+            "ASK" => false,
+            _ => return None,
+        };
+        let (_, address) = refusal.text.split_once(' ')?;
+        let (host, port) = address.trim().rsplit_once(':')?;
+        let place = found(host.to_owned(), port.parse().ok()?, asked)?;
+        Some(match is_moved {
+            true => Redirect::Moved(place),
+            false => Redirect::Ask(place),
+        })
+    }
+}
+
+/// A node that gives no host is at the one that was asked.
+fn found(host: String, port: u16, asked: &Place) -> Option<Place> {
+    let host = match (host.as_str(), asked) {
+        ("" | "?", Place::Tcp { host, .. }) => host.clone(),
+        ("" | "?", Place::Unix(_)) => return None,
+        _ => host,
+    };
+    Some(Place::Tcp { host, port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::redis_client::resp::parse;
+
+    fn place(host: &str, port: u16) -> Place {
+        Place::Tcp {
+            host: host.to_owned(),
+            port,
+        }
+    }
+
+    #[test]
+    fn a_key_is_in_its_slot() {
+        // By CLUSTER KEYSLOT of Redis 7.0.
+        for (key, expected) in [
+            (&b"123456789"[..], 12739),
+            (b"", 0),
+            (b"foo", 12182),
+            (b"{foo}bar", 12182),
+            (b"a{foo}{bar}", 12182),
+            (b"foo{}{bar}", 8363),
+            (b"foo{{bar}}zap", 4015),
+            (b"foo{bar", 15278),
+        ] {
+            assert_eq!(slot(key), expected, "{}", key.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn there_is_a_tag_for_each_slot() {
+        let tags = Tags::new();
+        for wanted in 0..SLOTS {
+            let key = format!("aftercommit:{{{}}}:marks", tags.of(wanted));
+            assert_eq!(slot(key.as_bytes()), wanted);
+        }
+        assert_eq!((tags.of(0), tags.of(12_182)), (3_560, 43_681));
+    }
+
+    #[test]
+    fn reads_who_has_what() {
+        let text = "*2\r\n*3\r\n:0\r\n:8191\r\n*4\r\n$1\r\na\r\n:7001\r\n$2\r\nid\r\n*0\r\n\
+                    *4\r\n:8192\r\n:16383\r\n*2\r\n$0\r\n\r\n:7002\r\n*2\r\n$1\r\nc\r\n:7003\r\n";
+        let (reply, _) = parse(text.as_bytes()).expect("a reply").expect("all of it");
+        let map = Map::read(&reply, &place("seed", 1)).expect("a map");
+        for (slot, expected) in [
+            (0, Some(place("a", 7001))),
+            (8191, Some(place("a", 7001))),
+            (8192, Some(place("seed", 7002))),
+            (16383, Some(place("seed", 7002))),
+            (16384, None),
+        ] {
+            assert_eq!(map.of(slot), expected.as_ref(), "{slot}");
+        }
+        assert_eq!(map.places().len(), 2);
+        assert_eq!(Map::read(&Reply::Integer(1), &place("seed", 1)), None);
+    }
+
+    #[test]
+    fn reads_redirections() {
+        let asked = place("me", 1);
+        for (code, text, expected) in [
+            (
+                "MOVED",
+                "3999 127.0.0.1:6381",
+                Some(Redirect::Moved(place("127.0.0.1", 6381))),
+            ),
+            ("ASK", "1 ::1:7", Some(Redirect::Ask(place("::1", 7)))),
+            ("MOVED", "1 :7", Some(Redirect::Moved(place("me", 7)))),
+            ("MOVED", "1 x:y", None),
+            ("MOVED", "1", None),
+            ("ERR", "1 a:7", None),
+        ] {
+            let refusal = Refusal {
+                code: code.to_owned(),
+                text: text.to_owned(),
+            };
+            assert_eq!(Redirect::read(&refusal, &asked), expected, "{code} {text}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! Several private Redis servers that know of each other: a cluster, and a primary with a replica and sentinels.
+
+use std::process::Command;
+
+use redis::FromRedisValue;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::port::free_port;
+use super::process::{Process, scratch};
+use super::redis::{Options, Redis};
+use super::wait::{PATIENCE, until, within};
+
+/// A cluster of three primaries.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Redis>,
+}
+
+impl Cluster {
+    /// Starts it; what it has is kept when nodes are killed.
+    pub(crate) fn start() -> Cluster {
+        let node = |_| {
+            let bus = free_port().to_string();
+            let settings = [
+                ("cluster-enabled", "yes"),
+                ("cluster-port", bus.as_str()),
+                ("cluster-node-timeout", "2000"),
+            ];
+            Redis::start_with(Options {
+                durable: true,
+                settings: &settings,
+                ..Options::default()
+            })
+        };
+        let nodes: Vec<Redis> = (0..3).map(node).collect();
+        let bounds = ["0", "5460", "5461", "10922", "10923", "16383"];
+        for (node, bounds) in nodes.iter().zip(bounds.chunks(2)) {
+            node.run(&["CLUSTER", "ADDSLOTSRANGE", bounds[0], bounds[1]]);
+        }
+        for (epoch, node) in (1..).zip(&nodes) {
+            node.run(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch.to_string()]);
+        }
+        let first = &nodes[0];
+        for node in &nodes[1..] {
+            let port = node.port().to_string();
+            let settings: Vec<String> = node.ask(&["CONFIG", "GET", "cluster-port"]);
+            first.run(&["CLUSTER", "MEET", "127.0.0.1", &port, &settings[1]]);
+        }
+        let cluster = Cluster { nodes };
+        cluster.wait_until_ok();
+        cluster
+    }
+
+    /// Waits until all nodes agree that all is well.
+    pub(crate) fn wait_until_ok(&self) {
+        until(PATIENCE, "a cluster that is well", || {
+            let is_ok = |node: &Redis| {
+                let info: String = node.ask(&["CLUSTER", "INFO"]);
+                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+            };
+            self.nodes.iter().all(is_ok).then_some(())
+        });
+    }
+
+    /// The URL, by one of the nodes.
+    pub(crate) fn url(&self) -> String {
+        format!("redis+cluster://127.0.0.1:{}", self.nodes[2].port())
+    }
+
+    /// The index of the node that has a key.
+    pub(crate) fn node_of(&self, key: &str) -> usize {
+        let slot: u32 = self.nodes[0].ask(&["CLUSTER", "KEYSLOT", key]);
+        let has = |node: &Redis| {
+            let text: String = node.ask(&["CLUSTER", "NODES"]);
+            let mine = text
+                .lines()
+                .find(|line| line.contains("myself"))
+                .expect("itself");
+            mine.split(' ').skip(8).any(|range| {
+                let (first, last) = range.split_once('-').unwrap_or((range, range));
+                let number = |text: &str| text.parse::<u32>();
+                matches!((number(first), number(last)), (Ok(first), Ok(last)) if (first..=last).contains(&slot))
+            })
+        };
+        self.nodes
+            .iter()
+            .position(has)
+            .expect("a node that has the slot")
+    }
+}
+
+/// A primary, a replica, and two sentinels.
+pub(crate) struct Guarded {
+    pub(crate) servers: Vec<Redis>,
+    sentinels: Vec<Sentinel>,
+}
+
+struct Sentinel {
+    port: u16,
+    _process: Process,
+    _directory: TempDir,
+}
+
+/// What the sentinels call the primary.
+const SERVICE: &str = "main";
+
+impl Guarded {
+    /// Starts all of them. The first server is the primary.
+    pub(crate) fn start() -> Guarded {
+        let primary = Redis::start_with(Options {
+            durable: true,
+            ..Options::default()
+        });
+        let port = primary.port().to_string();
+        let settings = format!("127.0.0.1 {port}");
+        let replica = Redis::start_with(Options {
+            durable: true,
+            settings: &[("replicaof", &settings)],
+            ..Options::default()
+        });
+        until(PATIENCE, "a replica that is connected", || {
+            let info: String = replica.ask(&["INFO", "replication"]);
+            info.contains("master_link_status:up").then_some(())
+        });
+        let sentinels: Vec<Sentinel> = (0..2).map(|_| Sentinel::start(&port)).collect();
+        let guarded = Guarded {
+            servers: vec![primary, replica],
+            sentinels,
+        };
+        until(
+            PATIENCE,
+            "sentinels that know each other and the replica",
+            || {
+                let knows = |sentinel: &Sentinel| {
+                    let count = |what: &str| sentinel.count(what).unwrap_or(0);
+                    count("SENTINELS") == 1 && count("REPLICAS") == 1
+                };
+                guarded.sentinels.iter().all(knows).then_some(())
+            },
+        );
+        guarded
+    }
+
+    /// The URL: one sentinel that is not there, and those that are.
+    pub(crate) fn url(&self) -> String {
+        let ports: Vec<String> = self
+            .sentinels
+            .iter()
+            .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
+            .collect();
+        format!("redis+sentinel://127.0.0.1:1,{}/{SERVICE}", ports.join(","))
+    }
+
+    /// Waits until the sentinels name another primary than this port's; its index.
+    pub(crate) fn wait_for_failover(&self, from: u16) -> usize {
+        let port = until(PATIENCE, "another primary", || {
+            let sentinel = self.sentinels.first()?;
+            let question = ["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE];
+            let address: Vec<String> = sentinel.ask(&question)?;
+            address[1].parse::<u16>().ok().filter(|port| *port != from)
+        });
+        self.servers
+            .iter()
+            .position(|server| server.port() == port)
+            .expect("one of ours")
+    }
+}
+
+impl Sentinel {
+    fn start(primary: &str) -> Sentinel {
+        for _ in 0..5 {
+            let directory = scratch("sentinel");
+            let port = free_port();
+            let file = directory.path().join("sentinel.conf");
+            let text = format!(
+                "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n\
+                 sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 4000\n",
+                directory.path().display()
+            );
+            std::fs::write(&file, text).expect("a file");
+            let log = directory.path().join("log");
+            let output = std::fs::File::create(&log).expect("a log file");
+            let mut command = Command::new("redis-server");
+            command.arg(&file).arg("--sentinel").stdout(output);
+            let mut process = Process::spawn("redis-sentinel", &mut command, Signal::KILL, &log);
+            let ready = within(PATIENCE, || match process.running() {
+                true => process.output().contains("+monitor master").then_some(true),
+                false => Some(false),
+            });
+            if ready == Some(true) {
+                return Sentinel {
+                    port,
+                    _process: process,
+                    _directory: directory,
+                };
+            }
+        }
+        panic!("a sentinel does not start");
+    }
+
+    fn ask<T: FromRedisValue>(&self, command: &[&str]) -> Option<T> {
+        let client =
+            redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
+        let mut connection = client.get_connection().ok()?;
+        let (name, arguments) = command.split_first().expect("a command");
+        redis::cmd(name).arg(arguments).query(&mut connection).ok()
+    }
+
+    fn count(&self, what: &str) -> Option<usize> {
+        let found: Vec<redis::Value> = self.ask(&["SENTINEL", what, SERVICE])?;
+        Some(found.len())
+    }
+}
