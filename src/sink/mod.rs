@@ -1,5 +1,7 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
+pub mod amqp;
+mod broker_url;
 pub mod celery;
 pub mod marks;
 pub mod null;

@@ -1,6 +1,7 @@
 //! Integration tests: real servers, started by `support`.
 
 mod celery_messages;
+mod celery_rabbitmq;
 mod celery_redis;
 mod checkpoint;
 mod cli;

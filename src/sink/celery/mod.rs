@@ -23,6 +23,7 @@ mod connection;
 mod ledger;
 mod outcome;
 mod probe;
+mod rabbitmq;
 mod redis;
 mod resp;
 mod transaction;
@@ -32,12 +33,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub use self::backlog::Backlog;
+pub use self::rabbitmq::RabbitMq;
 pub use self::redis::Redis;
-use super::{Invalid, SecretFile, Settings, Sink};
+use super::broker_url::TLS_FILES;
+use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::celery::MAX_PRIORITY;
 use crate::tls;
 
@@ -141,20 +145,40 @@ impl Settings for Config {
         let Some(url) = &self.broker_url else {
             return Err(Invalid::new("broker_url_file", "has not been read"));
         };
-        let address = parse(url)?;
-        let tls = match &address.tls {
-            Some(rules) => {
-                let config = tls::client_config(rules, url::OPTIONS).map_err(|words| {
-                    Invalid::new("broker_url", format!("names files that do not do: {words}"))
-                })?;
-                Some(Arc::new(config))
+        Ok(match parse(url)? {
+            Address::Redis(address) => {
+                let tls = client_config(address.tls.as_ref())?;
+                Box::new(Redis::new(address, tls, self))
             }
-            None => None,
-        };
-        Ok(Box::new(Redis::new(address, tls, self)))
+            Address::RabbitMq(address) => {
+                let tls = client_config(address.tls.as_ref())?;
+                Box::new(RabbitMq::new(address, tls, self))
+            }
+        })
     }
 }
 
-fn parse(url: &SecretString) -> Result<url::Address, Invalid> {
-    url::parse(url.expose_secret()).map_err(|words| Invalid::new("broker_url", words))
+/// Where the broker is, by the URL's scheme.
+enum Address {
+    Redis(url::Address),
+    RabbitMq(amqp::url::Address),
+}
+
+fn parse(url: &SecretString) -> Result<Address, Invalid> {
+    let url = url.expose_secret();
+    let address = match amqp::url::is_amqp(url) {
+        true => amqp::url::parse(url).map(Address::RabbitMq),
+        false => url::parse(url).map(Address::Redis),
+    };
+    address.map_err(|words| Invalid::new("broker_url", words))
+}
+
+fn client_config(rules: Option<&tls::Rules>) -> Result<Option<Arc<ClientConfig>>, Invalid> {
+    let Some(rules) = rules else {
+        return Ok(None);
+    };
+    let config = tls::client_config(rules, TLS_FILES).map_err(|words| {
+        Invalid::new("broker_url", format!("names files that do not do: {words}"))
+    })?;
+    Ok(Some(Arc::new(config)))
 }
