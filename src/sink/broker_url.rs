@@ -2,14 +2,17 @@
 //! percent-encoding, login, host and port, and the `ssl_` options.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
+use rustls::ClientConfig;
 use secrecy::SecretString;
 
-use crate::tls::{Names, Roots, Rules};
+use super::Invalid;
+use crate::tls::{self, Names, Roots, Rules};
 
 /// What the options call the files of a TLS session.
-pub(super) const TLS_FILES: Names = Names {
+const TLS_FILES: Names = Names {
     roots: "ssl_ca_certs",
     certificate: "ssl_certfile",
     key: "ssl_keyfile",
@@ -92,6 +95,18 @@ pub(super) fn tls_option(
         },
     }
     Ok(())
+}
+
+/// What TLS needs, where a URL asks for it; reads the files that it names. `key` is the setting that holds the URL.
+pub(super) fn client_config(
+    key: &'static str,
+    rules: Option<&Rules>,
+) -> Result<Option<Arc<ClientConfig>>, Invalid> {
+    let config = rules.map(|rules| tls::client_config(rules, TLS_FILES));
+    let config = config.transpose();
+    config
+        .map(|config| config.map(Arc::new))
+        .map_err(|words| Invalid::new(key, format!("names files that do not do: {words}")))
 }
 
 /// A text without its percent-encoding.

@@ -212,6 +212,7 @@ macro_rules! tables {
 
 // The only list of sink types.
 tables! {
+    amqp,
     celery,
     null,
     stdout,

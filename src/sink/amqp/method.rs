@@ -27,7 +27,6 @@ pub(super) enum Method {
     },
     ConnectionOpen,
     ConnectionClose(Refusal),
-    ConnectionClosed,
     Blocked(String),
     Unblocked,
     ChannelOpen,
@@ -35,7 +34,6 @@ pub(super) enum Method {
         active: bool,
     },
     ChannelClose(Refusal),
-    ChannelClosed,
     ExchangeThere,
     /// A queue is there, with so many messages.
     QueueThere {
@@ -88,7 +86,6 @@ impl Method {
             }
             (CONNECTION, 41) => Method::ConnectionOpen,
             (CONNECTION, 50) => Method::ConnectionClose(refusal(&mut reader)?),
-            (CONNECTION, 51) => Method::ConnectionClosed,
             (CONNECTION, 60) => Method::Blocked(reader.short()?),
             (CONNECTION, 61) => Method::Unblocked,
             (CHANNEL, 11) => Method::ChannelOpen,
@@ -96,7 +93,6 @@ impl Method {
                 active: reader.u8()? & 1 == 1,
             },
             (CHANNEL, 40) => Method::ChannelClose(refusal(&mut reader)?),
-            (CHANNEL, 41) => Method::ChannelClosed,
             (EXCHANGE, 11) => Method::ExchangeThere,
             (QUEUE, 11) => {
                 reader.short()?;
@@ -242,14 +238,6 @@ pub(super) fn open(out: &mut Vec<u8>, vhost: &str) {
     write(out, 0, CONNECTION, 40, |out| {
         short(out, vhost);
         out.extend_from_slice(&[0, 0]);
-    });
-}
-
-pub(super) fn close(out: &mut Vec<u8>) {
-    write(out, 0, CONNECTION, 50, |out| {
-        out.extend_from_slice(&200u16.to_be_bytes());
-        short(out, "");
-        out.extend_from_slice(&[0; 4]);
     });
 }
 

@@ -30,20 +30,17 @@ mod transaction;
 pub mod url;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub use self::backlog::Backlog;
 pub use self::rabbitmq::RabbitMq;
 pub use self::redis::Redis;
-use super::broker_url::TLS_FILES;
+use super::broker_url::client_config;
 use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::celery::MAX_PRIORITY;
-use crate::tls;
 
 /// `[sink.celery.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -147,11 +144,11 @@ impl Settings for Config {
         };
         Ok(match parse(url)? {
             Address::Redis(address) => {
-                let tls = client_config(address.tls.as_ref())?;
+                let tls = client_config("broker_url", address.tls.as_ref())?;
                 Box::new(Redis::new(address, tls, self))
             }
             Address::RabbitMq(address) => {
-                let tls = client_config(address.tls.as_ref())?;
+                let tls = client_config("broker_url", address.tls.as_ref())?;
                 Box::new(RabbitMq::new(address, tls, self))
             }
         })
@@ -171,14 +168,4 @@ fn parse(url: &SecretString) -> Result<Address, Invalid> {
         false => url::parse(url).map(Address::Redis),
     };
     address.map_err(|words| Invalid::new("broker_url", words))
-}
-
-fn client_config(rules: Option<&tls::Rules>) -> Result<Option<Arc<ClientConfig>>, Invalid> {
-    let Some(rules) = rules else {
-        return Ok(None);
-    };
-    let config = tls::client_config(rules, TLS_FILES).map_err(|words| {
-        Invalid::new("broker_url", format!("names files that do not do: {words}"))
-    })?;
-    Ok(Some(Arc::new(config)))
 }

@@ -4,6 +4,8 @@
 //! Headers are given as a JSON object and become a field table of the types that py-amqp chooses: string `S`, null `V`,
 //! integer `I` (`l` beyond 32 bits), boolean `t`, array `A`, object `F`, other numbers `d`.
 
+pub mod event;
+
 use std::borrow::Cow;
 
 use super::Unfit;
