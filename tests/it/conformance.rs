@@ -1,6 +1,7 @@
 //! The contract of `Sink`, as tests that every sink passes. A new sink is one `Subject` and one line at the end.
 
 use std::collections::{HashMap, HashSet};
+use std::net::{Ipv4Addr, TcpStream};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -17,6 +18,7 @@ use tokio::io::AsyncWrite;
 use crate::support::proxy::Proxy;
 use crate::support::rabbitmq::{self, RabbitMq, Vhost};
 use crate::support::redis::{Options, Redis};
+use crate::support::wait::{PATIENCE, within};
 
 type Fields = &'static [(Field, &'static str)];
 
@@ -592,6 +594,12 @@ impl Subject for OnRabbitMq {
         } else {
             self.proxy.pass();
         }
+        // The proxy has a thread of its own.
+        let changed = || {
+            let there = TcpStream::connect((Ipv4Addr::LOCALHOST, self.proxy.port())).is_ok();
+            (there != away).then_some(())
+        };
+        within(PATIENCE, changed).expect("a proxy that does what it is told");
     }
 
     fn rejected(&self) -> Fields {
