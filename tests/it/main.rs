@@ -1,5 +1,6 @@
 //! Integration tests: real servers, started by `support`.
 
+mod amqp;
 mod celery_messages;
 mod celery_rabbitmq;
 mod celery_redis;

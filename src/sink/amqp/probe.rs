@@ -73,7 +73,7 @@ async fn queue(link: &mut Link, name: &str) -> Result<Option<Sight>, Trouble> {
     }
     method::ask_durable(&mut link.output, link.channel, name);
     let refusal = refused(link).await?;
-    let is_fleeting = refusal.is_some_and(|refusal| refusal.text.contains("'durable'"));
+    let is_fleeting = refusal.is_some_and(|refusal| refusal.text.contains("arg 'durable' for"));
     Ok(is_fleeting.then(|| {
         Sight::Risk(
             format!("the queue {shown} is not durable: it is gone with all messages when RabbitMQ starts again"),
