@@ -1,4 +1,5 @@
-//! Celery workers, over the broker that they already use.
+//! Celery workers, over the broker that they already use. The URL's scheme says which: `amqp://` is RabbitMQ, whose contract
+//! stands at the head of `rabbitmq.rs`; the rest of this is about Redis.
 //!
 //! - **Delivered** means: Redis has answered the EXEC of the batch's MULTI, and each message stands in its list. With
 //!   Redis's default settings it is then in memory only; see below.

@@ -1,4 +1,13 @@
 //! Celery over RabbitMQ: each task is a message to its queue, confirmed.
+//!
+//! - **Delivered** means: RabbitMQ has confirmed the message, and has found a queue for it. In a durable queue it is then on
+//!   disk, in a quorum queue with a majority.
+//! - **Nothing is declared**: a declaration that differs from the workers' (`x-max-priority`, quorum) would stop them. A task
+//!   whose queue, exchange or binding is not there is retried: it comes with the first worker, or with the next deployment.
+//! - **Repeats**: what was under way at a crash, an outage or a lost answer comes again, with the same task id, which is also
+//!   the `message_id`. RabbitMQ keeps no notes for us.
+//! - **Order**: one task of a key is under way at a time; see [`crate::sink::amqp`], which does the sending, also for what the
+//!   broker can lose. Several workers, priorities, and tasks with an eta break it beyond the broker, as for every producer.
 
 use std::sync::Arc;
 use std::time::Duration;
