@@ -52,7 +52,7 @@ async fn of_many_under_way_exactly_those_that_come_back_are_rejected() {
     let mut sink = shop(&vhost);
     let numbers: Vec<String> = (0..2000).map(|n| n.to_string()).collect();
     for round in 0..3 {
-        let is_lost = |n: usize| (n * 7 + round) % 10 == 0;
+        let is_lost = |n: usize| (n * 7 + round).is_multiple_of(10);
         let tasks: Vec<Task> = (numbers.iter().enumerate())
             .map(|(n, id)| {
                 let queue = if is_lost(n) { "nobody" } else { "order.paid" };
