@@ -11,6 +11,7 @@ have() {
     case "$1" in
     postgresql) ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ;;
     redis-server) command -v redis-server >/dev/null ;;
+    rabbitmq-server) [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] ;;
     libfaketime) ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 ;;
     python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
     *) echo "$0: does not know how to look for $1" >&2 && exit 2 ;;

@@ -189,7 +189,7 @@ impl<'t> Message<'t> {
     }
 }
 
-fn write_name(out: &mut Vec<u8>, name: &str) {
+pub(super) fn write_name(out: &mut Vec<u8>, name: &str) {
     out.push(b'"');
     out.extend_from_slice(name.as_bytes());
     out.extend_from_slice(b"\":");
@@ -223,7 +223,8 @@ pub(super) fn json_column(task: &Task, field: Field, kind: Kind) -> Result<Optio
     }
 }
 
-fn moment(task: &Task, field: Field) -> Result<Option<Timestamp>, Unfit> {
+/// A moment that is not `infinity` where that means never to run; `None` where it says nothing.
+pub(super) fn moment(task: &Task, field: Field) -> Result<Option<Timestamp>, Unfit> {
     let Some(text) = task.get(field) else {
         return Ok(None);
     };

@@ -3,6 +3,7 @@
 //! Nothing here sees a socket, a clock or randomness: the time and the delivery tag are passed in. JSON columns are
 //! spliced as Postgres sent them, never parsed into values: an integer of any size and the order of keys survive.
 
+pub mod amqp;
 mod call;
 pub mod celery;
 pub mod json;

@@ -1,5 +1,7 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
+pub mod amqp;
+mod broker_url;
 pub mod celery;
 pub mod marks;
 pub mod null;
@@ -212,6 +214,7 @@ macro_rules! tables {
 
 // The only list of sink types.
 tables! {
+    amqp,
     celery,
     null,
     redis,

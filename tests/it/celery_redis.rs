@@ -470,8 +470,8 @@ fn settings_that_do_not_do_are_named() {
             "broker_url_file and broker_url exclude",
         ),
         (
-            json!({"broker_url": "amqp://guest@localhost"}),
-            "broker_url begins with amqp://",
+            json!({"broker_url": "sentinel://guest@localhost"}),
+            "broker_url begins with sentinel://",
         ),
         (
             json!({"broker_url": good, "queue": ""}),

@@ -6,13 +6,16 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 13] = [
+const NO_DEFAULT: [&str; 16] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
     "outbox.preset",
     "sink.celery.NAME.broker_url",
     "sink.celery.NAME.broker_url_file",
+    "sink.amqp.NAME.url",
+    "sink.amqp.NAME.url_file",
+    "sink.amqp.NAME.exchange",
     "sink.redis.NAME.url",
     "sink.redis.NAME.url_file",
     "sink.redis.NAME.stream",

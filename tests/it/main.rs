@@ -1,6 +1,8 @@
 //! Integration tests: real servers, started by `support`.
 
+mod amqp;
 mod celery_messages;
+mod celery_rabbitmq;
 mod celery_redis;
 mod checkpoint;
 mod cli;

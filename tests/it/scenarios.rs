@@ -1,5 +1,5 @@
 //! What people do with Django and Celery, through the real ones: each scenario is played by `django/drive.py` in a
-//! Django process, dispatched by the daemon to a real Celery worker over a real Redis, and judged here.
+//! Django process, dispatched by the daemon to a real Celery worker over a real Redis or RabbitMQ, and judged here.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,8 +13,9 @@ use crate::support::celery::{Project, Worker};
 use crate::support::daemon::{Daemon, init};
 use crate::support::postgres::{Options, Postgres, SUPERUSER};
 use crate::support::proxy::{Fault, Proxy, Way};
+use crate::support::rabbitmq::{self, RabbitMq};
 use crate::support::redis::Redis;
-use crate::support::wait::{PATIENCE, eventually, until};
+use crate::support::wait::{PATIENCE, until};
 
 /// The application's role may insert into the outbox, the daemon's may replicate: that has to be enough for both.
 const APPLICATION: &str = "shop";
@@ -23,23 +24,70 @@ const DAEMON: &str = "aftercommit";
 /// A Django project, the worker of its tasks, and the daemon between them.
 struct Stack {
     postgres: Postgres,
-    redis: Redis,
+    broker: Broker,
     project: Project,
     daemon: Daemon,
     worker: Worker,
 }
 
+/// A private broker.
+enum Broker {
+    Redis(Redis),
+    RabbitMq(RabbitMq),
+}
+
+impl Broker {
+    /// `None`, and says so, where there is none on this machine.
+    fn start(kind: &Kind) -> Option<Broker> {
+        match kind {
+            Kind::Redis => Some(Broker::Redis(Redis::start())),
+            Kind::RabbitMq if !rabbitmq::is_installed() => None,
+            Kind::RabbitMq => {
+                let server = RabbitMq::start();
+                // Queues that no worker declares, at least not at first.
+                for queue in ["celery", "d01"] {
+                    server.default_vhost().queue(queue, json!({}));
+                }
+                Some(Broker::RabbitMq(server))
+            }
+        }
+    }
+
+    fn url(&self) -> String {
+        match self {
+            Broker::Redis(server) => server.url(0),
+            Broker::RabbitMq(server) => server.url("/"),
+        }
+    }
+
+    /// The task ids of the messages of a queue that no worker reads, in their order.
+    fn ids(&self, queue: &str) -> Vec<String> {
+        match self {
+            Broker::Redis(server) => server.ids(0, queue),
+            Broker::RabbitMq(server) => {
+                let messages = server.default_vhost().peek(queue);
+                messages.iter().map(rabbitmq::id).collect()
+            }
+        }
+    }
+}
+
+enum Kind {
+    Redis,
+    RabbitMq,
+}
+
 impl Stack {
-    /// `worker_query` is added to the worker's database URL.
-    fn start(postgres: Postgres, worker_query: &str) -> Stack {
-        let redis = Redis::start();
-        init(&config(&postgres.url(SUPERUSER), &redis.url(0), ""));
+    /// `worker_query` is added to the worker's database URL. `None` without such a broker.
+    fn start(kind: &Kind, postgres: Postgres, worker_query: &str) -> Option<Stack> {
+        let broker = Broker::start(kind)?;
+        init(&config(&postgres.url(SUPERUSER), &broker.url(), ""));
         postgres.psql(&format!(
             "create role {APPLICATION} login in role aftercommit_app;
              create role {DAEMON} login replication in role aftercommit_daemon;
              grant create on schema public to {APPLICATION}"
         ));
-        let project = project(postgres.url(APPLICATION), redis.url(0));
+        let project = project(postgres.url(APPLICATION), broker.url());
         project.run(&[
             "-m",
             "django",
@@ -48,29 +96,35 @@ impl Stack {
             "--verbosity",
             "0",
         ]);
-        let daemon = Daemon::start(&config(&postgres.url(DAEMON), &redis.url(0), ""));
+        let daemon = Daemon::start(&config(&postgres.url(DAEMON), &broker.url(), ""));
         let mut workers = project.clone();
         workers.database_url.push_str(worker_query);
         let worker = Worker::start(&workers, 2, "celery,e01");
-        Stack {
+        Some(Stack {
             postgres,
-            redis,
+            broker,
             project,
             daemon,
             worker,
+        })
+    }
+
+    /// The stack of a broker that most scenarios share; they do not see each other's tasks.
+    fn shared(kind: Kind) -> Option<&'static Stack> {
+        static REDIS: LazyLock<Option<Stack>> = LazyLock::new(|| Stack::quick(&Kind::Redis));
+        static RABBITMQ: LazyLock<Option<Stack>> = LazyLock::new(|| Stack::quick(&Kind::RabbitMq));
+        match kind {
+            Kind::Redis => REDIS.as_ref(),
+            Kind::RabbitMq => RABBITMQ.as_ref(),
         }
     }
 
-    /// The stack that most scenarios share; they do not see each other's tasks.
-    fn shared() -> &'static Stack {
-        static STACK: LazyLock<Stack> = LazyLock::new(|| {
-            let postgres = Postgres::start(Options {
-                settings: &[("deadlock_timeout", "100ms")],
-                ..Options::default()
-            });
-            Stack::start(postgres, "")
+    fn quick(kind: &Kind) -> Option<Stack> {
+        let postgres = Postgres::start(Options {
+            settings: &[("deadlock_timeout", "100ms")],
+            ..Options::default()
         });
-        &STACK
+        Stack::start(kind, postgres, "")
     }
 
     /// Plays a scenario to its end.
@@ -190,54 +244,48 @@ fn outbox_rows(postgres: &Postgres, scenario: &str) -> u64 {
     postgres.psql(&sql).parse().expect("a number")
 }
 
-#[test]
-fn a01_fifty_atomic_requests_run_fifty_tasks() {
-    let report = Stack::shared().play(&["A01"]);
+fn a01_fifty_atomic_requests_run_fifty_tasks(stack: &Stack) {
+    let report = stack.play(&["A01"]);
     report.assert_all("statuses", json!(200));
     report.assert_what_was_sent(50);
 }
 
-#[test]
-fn a02_a_view_that_raises_leaves_neither_row_nor_message() {
-    let stack = Stack::shared();
+fn a02_a_view_that_raises_leaves_neither_row_nor_message(stack: &Stack) {
     let report = stack.play(&["A02"]);
     report.assert_all("statuses", json!(500));
     assert_eq!((report.runs.len(), report.entities), (0, 0));
     assert_eq!(outbox_rows(&stack.postgres, "A02"), 0);
 }
 
-#[test]
-fn a03_a_non_atomic_request_delivers_each_statement_and_a_later_exception_cancels_nothing() {
-    let report = Stack::shared().play(&["A03"]);
+fn a03_a_non_atomic_request_delivers_each_statement_and_a_later_exception_cancels_nothing(
+    stack: &Stack,
+) {
+    let report = stack.play(&["A03"]);
     report.assert_all("statuses", json!(500));
     report.assert_once_each(20);
 }
 
-#[test]
-fn a04_enqueued_in_on_commit_runs_once() {
-    let report = Stack::shared().play(&["A04"]);
+fn a04_enqueued_in_on_commit_runs_once(stack: &Stack) {
+    let report = stack.play(&["A04"]);
     report.assert_all("statuses", json!(200));
     report.assert_once_each(20);
 }
 
-#[test]
-fn b01_a_transaction_that_sleeps_after_the_insert() {
-    let report = Stack::shared().play(&["B01"]);
+fn b01_a_transaction_that_sleeps_after_the_insert(stack: &Stack) {
+    let report = stack.play(&["B01"]);
     report.assert_what_was_sent(4);
     report.assert_after_commit();
 }
 
-#[test]
-fn b02_an_autocommit_view_that_raises_keeps_its_rows_and_its_tasks() {
-    let report = Stack::shared().play(&["B02"]);
+fn b02_an_autocommit_view_that_raises_keeps_its_rows_and_its_tasks(stack: &Stack) {
+    let report = stack.play(&["B02"]);
     report.assert_all("statuses", json!(500));
     assert_eq!(report.entities, 2);
     report.assert_once_each(2);
 }
 
-#[test]
-fn b03_a_countdown_is_waited_for() {
-    let report = Stack::shared().play(&["B03"]);
+fn b03_a_countdown_is_waited_for(stack: &Stack) {
+    let report = stack.play(&["B03"]);
     report.assert_what_was_sent(3);
     let not_before = report.more["not_before"].as_f64().expect("a time");
     assert!(
@@ -246,9 +294,8 @@ fn b03_a_countdown_is_waited_for() {
     );
 }
 
-#[test]
-fn b04_a_transaction_longer_than_the_countdown_runs_at_once_after_commit() {
-    let report = Stack::shared().play(&["B04"]);
+fn b04_a_transaction_longer_than_the_countdown_runs_at_once_after_commit(stack: &Stack) {
+    let report = stack.play(&["B04"]);
     report.assert_what_was_sent(1);
     report.assert_after_commit();
     let commit = report.more["before_commit"][&report.sent[0]]
@@ -261,9 +308,8 @@ fn b04_a_transaction_longer_than_the_countdown_runs_at_once_after_commit() {
     );
 }
 
-#[test]
-fn b05_an_atomic_task_that_retries_keeps_its_id_and_its_failures_leave_nothing() {
-    let report = Stack::shared().play(&["B05"]);
+fn b05_an_atomic_task_that_retries_keeps_its_id_and_its_failures_leave_nothing(stack: &Stack) {
+    let report = stack.play(&["B05"]);
     let attempts: Vec<_> = report
         .runs
         .iter()
@@ -276,9 +322,8 @@ fn b05_an_atomic_task_that_retries_keeps_its_id_and_its_failures_leave_nothing()
     assert_eq!(report.more["next"], json!(1));
 }
 
-#[test]
-fn b06_a_task_that_always_fails_is_tried_six_times() {
-    let report = Stack::shared().play(&["B06"]);
+fn b06_a_task_that_always_fails_is_tried_six_times(stack: &Stack) {
+    let report = stack.play(&["B06"]);
     let attempts: Vec<_> = report
         .runs
         .iter()
@@ -292,16 +337,14 @@ fn b06_a_task_that_always_fails_is_tried_six_times() {
     assert_eq!(report.entities, 0);
 }
 
-#[test]
-fn b07_an_expired_task_does_not_run() {
-    let report = Stack::shared().play(&["B07"]);
+fn b07_an_expired_task_does_not_run(stack: &Stack) {
+    let report = stack.play(&["B07"]);
     report.assert_what_was_sent(1);
     assert_ne!(report.more["expired"], json!(report.runs[0].task_id));
 }
 
-#[test]
-fn b08_ids_priorities_headers_and_arguments_arrive_intact() {
-    let report = Stack::shared().play(&["B08"]);
+fn b08_ids_priorities_headers_and_arguments_arrive_intact(stack: &Stack) {
+    let report = stack.play(&["B08"]);
     let calls = report.more["calls"].as_array().expect("the calls");
     assert_eq!((report.runs.len(), calls.len()), (4, 4), "{report:#?}");
     for call in calls {
@@ -321,28 +364,19 @@ fn b08_ids_priorities_headers_and_arguments_arrive_intact() {
     }
 }
 
-#[test]
-fn c01_a_rolled_back_savepoint_sends_nothing() {
-    Stack::shared().play(&["C01"]).assert_what_was_sent(2);
+fn c01_a_rolled_back_savepoint_sends_nothing(stack: &Stack) {
+    stack.play(&["C01"]).assert_what_was_sent(2);
 }
 
-#[test]
-fn c02_released_savepoints_are_sent_unless_an_outer_one_is_rolled_back() {
-    Stack::shared().play(&["C02"]).assert_what_was_sent(4);
+fn c02_released_savepoints_are_sent_unless_an_outer_one_is_rolled_back(stack: &Stack) {
+    stack.play(&["C02"]).assert_what_was_sent(4);
 }
 
-#[tokio::test]
-async fn d01_commit_order_is_the_order_of_dispatch() {
-    let stack = Stack::shared();
+fn d01_commit_order_is_the_order_of_dispatch(stack: &Stack) {
     let report = stack.play(&["D01"]);
     report.assert_what_was_sent(6);
-    // The queue that no worker reads; what was pushed first is at its end.
-    let messages = stack.redis.lrange("d01").await;
-    let ids = messages.iter().rev().map(|message| {
-        let message: Value = serde_json::from_slice(message).expect("JSON");
-        message["headers"]["id"].clone()
-    });
-    assert_eq!(Value::Array(ids.collect()), report.more["commit_order"]);
+    // The queue that no worker reads.
+    assert_eq!(json!(stack.broker.ids("d01")), report.more["commit_order"]);
 }
 
 /// The winner's task and that of the second try ran once each; the loser's did not.
@@ -357,78 +391,41 @@ fn assert_loser_sent_nothing(report: &Report, sqlstate: &str) {
     );
 }
 
-#[test]
-fn d02_the_loser_of_a_serializable_conflict_sends_nothing() {
-    assert_loser_sent_nothing(&Stack::shared().play(&["D02"]), "40001");
+fn d02_the_loser_of_a_serializable_conflict_sends_nothing(stack: &Stack) {
+    assert_loser_sent_nothing(&stack.play(&["D02"]), "40001");
 }
 
-#[test]
-fn d03_the_loser_of_a_repeatable_read_conflict_sends_nothing() {
-    assert_loser_sent_nothing(&Stack::shared().play(&["D03"]), "40001");
+fn d03_the_loser_of_a_repeatable_read_conflict_sends_nothing(stack: &Stack) {
+    assert_loser_sent_nothing(&stack.play(&["D03"]), "40001");
 }
 
-#[test]
-fn d04_the_victim_of_a_deadlock_sends_nothing_and_its_second_try_once() {
-    let report = Stack::shared().play(&["D04"]);
+fn d04_the_victim_of_a_deadlock_sends_nothing_and_its_second_try_once(stack: &Stack) {
+    let report = stack.play(&["D04"]);
     assert_eq!(report.more["sqlstates"], json!(["40P01"]));
     assert_eq!(report.more["losers"].as_array().map(Vec::len), Some(1));
     report.assert_what_was_sent(2);
 }
 
-#[test]
-fn d05_ten_waiters_for_one_row_send_ten_tasks() {
-    let report = Stack::shared().play(&["D05"]);
+fn d05_ten_waiters_for_one_row_send_ten_tasks(stack: &Stack) {
+    let report = stack.play(&["D05"]);
     assert_eq!(report.more["counter"], json!(10));
     report.assert_what_was_sent(10);
 }
 
-#[test]
-fn e01_five_thousand_rows_wait_for_one_commit() {
-    let report = Stack::shared().play(&["E01"]);
+fn e01_five_thousand_rows_wait_for_one_commit(stack: &Stack) {
+    let report = stack.play(&["E01"]);
     assert_eq!(report.more["early"], json!(0));
     report.assert_what_was_sent(5000);
 }
 
-/// Django's own test cases, on a database that a daemon watches: what they roll back is seen by them and sent to
-/// nobody, and what they truncate harms nobody.
-#[tokio::test]
-async fn e02_django_test_cases_see_their_rows_and_send_nothing() {
-    let postgres = Postgres::start(Options::default());
-    let redis = Redis::start();
-    // The name that Django gives to the test database of `app`.
-    postgres.psql("create database test_app");
-    let database = |name: &str| postgres.url(SUPERUSER).replace("/app", &format!("/{name}"));
-    let config = config(&database("test_app"), &redis.url(0), "");
-    init(&config);
-    let _daemon = Daemon::start(&config);
-
-    let mut project = project(database("app"), redis.url(0));
-    project.settings = "shop.settings";
-    project.run(&["-m", "django", "test", "--keepdb", "orders"]);
-
-    let sql = "select aftercommit.enqueue('the.only.one')";
-    let id = postgres.psql_in("test_app", sql);
-    let messages = eventually(PATIENCE, "a message", || async {
-        let messages = redis.lrange("celery").await;
-        (!messages.is_empty()).then_some(messages)
-    })
-    .await;
-    assert_eq!(messages.len(), 1, "what Django rolled back was sent");
-    let message: Value = serde_json::from_slice(&messages[0]).expect("JSON");
-    assert_eq!(message["headers"]["id"], json!(id));
-}
-
-#[test]
-fn e03_a_prepared_transaction_is_sent_when_it_is_committed() {
-    let report = Stack::shared().play(&["E03"]);
+fn e03_a_prepared_transaction_is_sent_when_it_is_committed(stack: &Stack) {
+    let report = stack.play(&["E03"]);
     assert_eq!(report.more["early"], json!(0));
     report.assert_what_was_sent(1);
 }
 
 /// What the example's README promises.
-#[test]
-fn the_example_sends_a_receipt_for_each_order_that_was_placed() {
-    let stack = Stack::shared();
+fn the_example_sends_a_receipt_for_each_order_that_was_placed(stack: &Stack) {
     let counts = stack
         .project
         .run(&["-m", "django", "place_orders", "--count", "40"]);
@@ -439,12 +436,40 @@ fn the_example_sends_a_receipt_for_each_order_that_was_placed() {
     });
 }
 
+/// Django's own test cases, on a database that a daemon watches: what they roll back is seen by them and sent to
+/// nobody, and what they truncate harms nobody.
+fn e02_django_test_cases_see_their_rows_and_send_nothing(kind: &Kind) {
+    let Some(broker) = Broker::start(kind) else {
+        return;
+    };
+    let postgres = Postgres::start(Options::default());
+    // The name that Django gives to the test database of `app`.
+    postgres.psql("create database test_app");
+    let database = |name: &str| postgres.url(SUPERUSER).replace("/app", &format!("/{name}"));
+    let config = config(&database("test_app"), &broker.url(), "");
+    init(&config);
+    let _daemon = Daemon::start(&config);
+
+    let mut project = project(database("app"), broker.url());
+    project.settings = "shop.settings";
+    project.run(&["-m", "django", "test", "--keepdb", "orders"]);
+
+    let sql = "select aftercommit.enqueue('the.only.one')";
+    let id = postgres.psql_in("test_app", sql);
+    let ids = until(PATIENCE, "a message", || {
+        let ids = broker.ids("celery");
+        (!ids.is_empty()).then_some(ids)
+    });
+    assert_eq!(ids, [id], "what Django rolled back was sent");
+}
+
 /// With synchronous replication a commit is decoded long before it is visible: here 500 ms.
-#[tokio::test]
-async fn x01_with_synchronous_replication_no_task_looks_in_vain() {
+async fn x01_with_synchronous_replication_no_task_looks_in_vain(kind: &Kind) {
     // The worker's own commits need not wait, or the queue would, until every row is visible.
     let local = "?options=-c%20synchronous_commit%3Dlocal";
-    let mut stack = Stack::start(Postgres::start(Options::default()), local);
+    let Some(mut stack) = Stack::start(kind, Postgres::start(Options::default()), local) else {
+        return;
+    };
     let proxy = Proxy::start(stack.postgres.port());
     let standby = stack
         .postgres
@@ -457,7 +482,7 @@ async fn x01_with_synchronous_replication_no_task_looks_in_vain() {
     assert!(stack.daemon.terminate().await.success());
     let open = config(
         &stack.postgres.url(DAEMON),
-        &stack.redis.url(0),
+        &stack.broker.url(),
         "[gate]\nvisibility = false",
     );
     stack.daemon = Daemon::start(&open);
@@ -470,3 +495,60 @@ async fn x01_with_synchronous_replication_no_task_looks_in_vain() {
     );
     drop(standby);
 }
+
+macro_rules! scenarios {
+    ($broker:ident, $kind:ident, $($scenario:ident)*) => {
+        mod $broker {
+            use super::{Kind, Stack};
+
+            $(
+                #[test]
+                fn $scenario() {
+                    if let Some(stack) = Stack::shared(Kind::$kind) {
+                        super::$scenario(stack);
+                    }
+                }
+            )*
+
+            #[test]
+            fn e02_django_test_cases_see_their_rows_and_send_nothing() {
+                super::e02_django_test_cases_see_their_rows_and_send_nothing(&Kind::$kind);
+            }
+
+            #[tokio::test]
+            async fn x01_with_synchronous_replication_no_task_looks_in_vain() {
+                super::x01_with_synchronous_replication_no_task_looks_in_vain(&Kind::$kind).await;
+            }
+        }
+    };
+    ($($broker:ident: $kind:ident,)*) => {
+        $(
+            scenarios!($broker, $kind,
+                a01_fifty_atomic_requests_run_fifty_tasks
+                a02_a_view_that_raises_leaves_neither_row_nor_message
+                a03_a_non_atomic_request_delivers_each_statement_and_a_later_exception_cancels_nothing
+                a04_enqueued_in_on_commit_runs_once
+                b01_a_transaction_that_sleeps_after_the_insert
+                b02_an_autocommit_view_that_raises_keeps_its_rows_and_its_tasks
+                b03_a_countdown_is_waited_for
+                b04_a_transaction_longer_than_the_countdown_runs_at_once_after_commit
+                b05_an_atomic_task_that_retries_keeps_its_id_and_its_failures_leave_nothing
+                b06_a_task_that_always_fails_is_tried_six_times
+                b07_an_expired_task_does_not_run
+                b08_ids_priorities_headers_and_arguments_arrive_intact
+                c01_a_rolled_back_savepoint_sends_nothing
+                c02_released_savepoints_are_sent_unless_an_outer_one_is_rolled_back
+                d01_commit_order_is_the_order_of_dispatch
+                d02_the_loser_of_a_serializable_conflict_sends_nothing
+                d03_the_loser_of_a_repeatable_read_conflict_sends_nothing
+                d04_the_victim_of_a_deadlock_sends_nothing_and_its_second_try_once
+                d05_ten_waiters_for_one_row_send_ten_tasks
+                e01_five_thousand_rows_wait_for_one_commit
+                e03_a_prepared_transaction_is_sent_when_it_is_committed
+                the_example_sends_a_receipt_for_each_order_that_was_placed
+            );
+        )*
+    };
+}
+
+scenarios!(over_redis: Redis, over_rabbitmq: RabbitMq,);

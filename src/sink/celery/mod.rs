@@ -1,4 +1,5 @@
-//! Celery workers, over the broker that they already use.
+//! Celery workers, over the broker that they already use. The URL's scheme says which: `amqp://` is RabbitMQ, whose contract
+//! stands at the head of `rabbitmq.rs`; the rest of this is about Redis.
 //!
 //! - **Delivered** means: Redis has answered the EXEC of the batch's MULTI, and each message stands in its list. With
 //!   Redis's default settings it is then in memory only; see below.
@@ -21,23 +22,24 @@ mod backlog;
 mod batch;
 mod ledger;
 mod probe;
+mod rabbitmq;
 mod redis;
 mod refusals;
 mod transaction;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 pub use self::backlog::Backlog;
+pub use self::rabbitmq::RabbitMq;
 pub use self::redis::Redis;
+use super::broker_url::client_config;
 use super::redis_client::url;
-use super::{Invalid, SecretFile, Settings, Sink};
+use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::celery::MAX_PRIORITY;
-use crate::tls;
 
 /// `[sink.celery.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -139,20 +141,30 @@ impl Settings for Config {
         let Some(url) = &self.broker_url else {
             return Err(Invalid::new("broker_url_file", "has not been read"));
         };
-        let address = parse(url)?;
-        let tls = match &address.tls {
-            Some(rules) => {
-                let config = tls::client_config(rules, url::OPTIONS).map_err(|words| {
-                    Invalid::new("broker_url", format!("names files that do not do: {words}"))
-                })?;
-                Some(Arc::new(config))
+        Ok(match parse(url)? {
+            Address::Redis(address) => {
+                let tls = client_config("broker_url", address.tls.as_ref())?;
+                Box::new(Redis::new(address, tls, self))
             }
-            None => None,
-        };
-        Ok(Box::new(Redis::new(address, tls, self)))
+            Address::RabbitMq(address) => {
+                let tls = client_config("broker_url", address.tls.as_ref())?;
+                Box::new(RabbitMq::new(address, tls, self))
+            }
+        })
     }
 }
 
-fn parse(url: &SecretString) -> Result<url::Address, Invalid> {
-    url::parse(url.expose_secret()).map_err(|words| Invalid::new("broker_url", words))
+/// Where the broker is, by the URL's scheme.
+enum Address {
+    Redis(url::Address),
+    RabbitMq(amqp::url::Address),
+}
+
+fn parse(url: &SecretString) -> Result<Address, Invalid> {
+    let url = url.expose_secret();
+    let address = match amqp::url::is_amqp(url) {
+        true => amqp::url::parse(url).map(Address::RabbitMq),
+        false => url::parse(url).map(Address::Redis),
+    };
+    address.map_err(|words| Invalid::new("broker_url", words))
 }

@@ -36,7 +36,6 @@ mod script;
 mod send;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -44,10 +43,10 @@ use serde::Deserialize;
 
 pub use self::message::Format;
 use self::push::Pusher;
-use super::redis_client::{servers, url};
+use super::broker_url::client_config;
+use super::redis_client::servers;
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::envelope::template::Template;
-use crate::tls;
 
 /// `[sink.redis.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -101,21 +100,43 @@ enum Shape {
     List,
 }
 
+impl Shape {
+    /// The key of the setting that names it.
+    fn setting(self) -> &'static str {
+        match self {
+            Shape::Stream => "stream",
+            Shape::List => "list",
+        }
+    }
+}
+
 fn default_timeout() -> Duration {
     Duration::from_secs(10)
 }
 
 impl Config {
     fn target(&self) -> Result<(Shape, &Template), Invalid> {
-        match (&self.stream, &self.list) {
-            (Some(stream), None) => Ok((Shape::Stream, stream)),
-            (None, Some(list)) => Ok((Shape::List, list)),
-            (None, None) => Err(Invalid::new(
-                "stream",
-                "is missing: name a stream, or with list a list",
-            )),
-            (Some(_), Some(_)) => Err(Invalid::new("list", "and stream exclude each other")),
+        let (shape, name) = match (&self.stream, &self.list) {
+            (Some(stream), None) => (Shape::Stream, stream),
+            (None, Some(list)) => (Shape::List, list),
+            (None, None) => {
+                return Err(Invalid::new(
+                    "stream",
+                    "is missing: name a stream, or with list a list",
+                ));
+            }
+            (Some(_), Some(_)) => return Err(Invalid::new("list", "and stream exclude each other")),
+        };
+        if name.fixed() == Some("") {
+            return Err(Invalid::new(shape.setting(), "must not be empty"));
         }
+        if name.is_open() {
+            return Err(Invalid::new(
+                shape.setting(),
+                "begins with a field, so that a row could choose any key of this Redis: begin with a literal, as in \"events:{task}\"",
+            ));
+        }
+        Ok((shape, name))
     }
 }
 
@@ -165,15 +186,7 @@ impl Settings for Config {
             return Err(Invalid::new("url_file", "has not been read"));
         };
         let servers = parse(url)?;
-        let tls = match &servers.login().tls {
-            Some(rules) => {
-                let config = tls::client_config(rules, url::OPTIONS).map_err(|words| {
-                    Invalid::new("url", format!("names files that do not do: {words}"))
-                })?;
-                Some(Arc::new(config))
-            }
-            None => None,
-        };
+        let tls = client_config("url", servers.login().tls.as_ref())?;
         Ok(Box::new(Pusher::new(servers, tls, self)?))
     }
 }

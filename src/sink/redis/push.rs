@@ -188,7 +188,10 @@ impl Pusher {
                 key.extend_from_slice(queue);
                 Ok(())
             }
-            None => self.name.write(&mut key, task),
+            None => {
+                let name = self.name.name(task, self.shape.setting());
+                name.map(|name| key.extend_from_slice(name.as_bytes()))
+            }
         };
         let allowed = match key.starts_with(OURS) {
             true => Err(Unfit::new(

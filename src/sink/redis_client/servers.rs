@@ -8,10 +8,10 @@
 
 use std::fmt;
 
-use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
 use super::url::{self, Address, Place};
+use crate::sink::broker_url::decode;
 
 /// Where sentinels listen.
 const SENTINEL_PORT: u16 = 26379;
@@ -169,13 +169,6 @@ pub fn parse(url: &str) -> Result<Servers, String> {
         service: decode(service)?,
         login: login(&userinfo, db)?,
     })
-}
-
-fn decode(text: &str) -> Result<String, String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map(|text| text.into_owned())
-        .map_err(|_| "holds a percent-encoding that is no UTF-8".to_owned())
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 
-use crate::tls::{Names, Roots, Rules};
+use crate::sink::broker_url::{TlsOptions, decode, host_and_port, login, tls_option};
+use crate::tls::Rules;
 
 /// Where a Redis broker is, and how to get in.
 #[derive(Clone, Debug)]
@@ -43,53 +43,6 @@ pub enum Place {
 
 /// Where Redis listens.
 pub(super) const PORT: u16 = 6379;
-
-/// What the options call the files of a TLS session.
-pub(in crate::sink) const OPTIONS: Names = Names {
-    roots: "ssl_ca_certs",
-    certificate: "ssl_certfile",
-    key: "ssl_keyfile",
-};
-
-/// The options of `rediss://`.
-struct TlsOptions {
-    verify: bool,
-    check_hostname: bool,
-    ca: Option<PathBuf>,
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-}
-
-impl Default for TlsOptions {
-    fn default() -> TlsOptions {
-        TlsOptions {
-            verify: true,
-            check_hostname: true,
-            ca: None,
-            certificate: None,
-            key: None,
-        }
-    }
-}
-
-impl TlsOptions {
-    fn rules(self) -> Result<Rules, String> {
-        let client = match (self.certificate, self.key) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => return Err("must give ssl_certfile and ssl_keyfile together".to_owned()),
-        };
-        Ok(Rules {
-            roots: match (self.verify, self.ca) {
-                (false, _) => Roots::Unverified,
-                (true, Some(file)) => Roots::File(file),
-                (true, None) => Roots::System,
-            },
-            check_name: self.check_hostname,
-            client,
-        })
-    }
-}
 
 /// Where the broker is, without user, password and options; for logs.
 impl fmt::Display for Address {
@@ -132,11 +85,6 @@ pub fn parse(url: &str) -> Result<Address, String> {
     }
     match scheme {
         "redis" | "rediss" | "redis+socket" | "unix" => {}
-        "amqp" | "amqps" | "pyamqp" | "librabbitmq" => {
-            return Err(format!(
-                "begins with {scheme}://, and RabbitMQ is not in this build yet"
-            ));
-        }
         "sentinel" => {
             return Err(
                 "begins with sentinel://, and Redis Sentinel is not in this build yet".to_owned(),
@@ -144,7 +92,7 @@ pub fn parse(url: &str) -> Result<Address, String> {
         }
         _ => {
             return Err(
-                "has a scheme that is not known: redis://, rediss:// and redis+socket:// are"
+                "has a scheme that is not known: redis://, rediss://, redis+socket://, amqp:// and amqps:// are"
                     .to_owned(),
             );
         }
@@ -152,17 +100,11 @@ pub fn parse(url: &str) -> Result<Address, String> {
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
     let socket = matches!(scheme, "redis+socket" | "unix");
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let (user, password, host) = match authority.rsplit_once('@') {
-        Some((login, host)) => {
-            let (user, password) = login.split_once(':').unwrap_or((login, ""));
-            (filled(decode(user)?), filled(decode(password)?), host)
-        }
-        None => (None, None, authority),
-    };
+    let (user, password, host) = login(authority)?;
     let mut address = Address {
         place: Place::Unix(PathBuf::new()),
         user,
-        password: password.map(SecretString::from),
+        password,
         db: 0,
         tls: None,
     };
@@ -192,35 +134,10 @@ pub fn parse(url: &str) -> Result<Address, String> {
     Ok(address)
 }
 
-fn decode(text: &str) -> Result<String, String> {
-    percent_decode_str(text)
-        .decode_utf8()
-        .map(|text| text.into_owned())
-        .map_err(|_| "holds a percent-encoding that is no UTF-8".to_owned())
-}
-
-fn filled(text: String) -> Option<String> {
-    (!text.is_empty()).then_some(text)
-}
-
+/// A socket of TCP.
 pub(super) fn tcp(host: &str, default_port: u16) -> Result<Place, String> {
-    let (name, port) = match host.strip_prefix('[') {
-        Some(rest) => {
-            let (name, port) = rest
-                .split_once(']')
-                .ok_or("lacks the ] after an IPv6 address")?;
-            (name, port.strip_prefix(':').unwrap_or(port))
-        }
-        None => host.split_once(':').unwrap_or((host, "")),
-    };
-    let port = if port.is_empty() {
-        default_port
-    } else {
-        port.parse()
-            .map_err(|_| "has a port that is no number from 1 to 65535".to_owned())?
-    };
-    let name = filled(decode(name)?).unwrap_or("127.0.0.1".to_owned());
-    Ok(Place::Tcp { host: name, port })
+    let (host, port) = host_and_port(host, default_port)?;
+    Ok(Place::Tcp { host, port })
 }
 
 fn database(text: &str) -> Result<u32, String> {
@@ -243,39 +160,13 @@ fn set_option(
         address.db = database(value)?;
         return Ok(());
     }
-    let known = matches!(
+    tls_option(
+        tls,
         name,
-        "ssl_cert_reqs" | "ssl_ca_certs" | "ssl_certfile" | "ssl_keyfile" | "ssl_check_hostname"
-    );
-    let tls = match tls {
-        Some(tls) if known => tls,
-        None if known => {
-            return Err(format!(
-                "has the option {name}, which is for rediss:// only"
-            ));
-        }
-        _ => {
-            return Err(
-                "has an option that is not known: ssl_cert_reqs, ssl_ca_certs, ssl_certfile, ssl_keyfile and \
-                 ssl_check_hostname are, and virtual_host for a socket"
-                    .to_owned(),
-            );
-        }
-    };
-    let path = || filled(value.to_owned()).map(PathBuf::from);
-    match name {
-        "ssl_ca_certs" => tls.ca = path(),
-        "ssl_certfile" => tls.certificate = path(),
-        "ssl_keyfile" => tls.key = path(),
-        "ssl_check_hostname" => tls.check_hostname = !value.eq_ignore_ascii_case("false"),
-        // A server always shows a certificate, so "optional" is as good as "required".
-        _ => match value {
-            "CERT_REQUIRED" | "required" | "CERT_OPTIONAL" | "optional" => tls.verify = true,
-            "CERT_NONE" | "none" => tls.verify = false,
-            _ => return Err("must give ssl_cert_reqs as required, optional or none".to_owned()),
-        },
-    }
-    Ok(())
+        value,
+        "rediss://",
+        ", and virtual_host for a socket",
+    )
 }
 
 #[cfg(test)]
@@ -283,6 +174,7 @@ mod tests {
     use secrecy::ExposeSecret as _;
 
     use super::*;
+    use crate::tls::Roots;
 
     fn login(address: &Address) -> (Option<&str>, Option<&str>) {
         let password = address.password.as_ref().map(|p| p.expose_secret());
@@ -375,8 +267,6 @@ mod tests {
     fn says_what_is_wrong_without_showing_the_password() {
         for (url, words) in [
             ("localhost:6379", "no URL"),
-            ("amqp://u:s3cret@h", "not in this build yet"),
-            ("amqps://u:s3cret@h", "not in this build yet"),
             ("sentinel://:s3cret@h", "not in this build yet"),
             ("sqs://s3cret", "scheme"),
             ("redis://:s3cret@a/0;redis://:s3cret@b/0", "several brokers"),

@@ -260,7 +260,7 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
         (
             "[sink.webhook.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type webhook is not part of this build; it has: celery, stdout
+error: sink type webhook is not part of this build; it has: amqp, celery, stdout
  --> app.toml:1:7
   |
 1 | [sink.webhook.audit]
@@ -269,16 +269,16 @@ error: sink type webhook is not part of this build; it has: celery, stdout
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: celery, stdout
+error: unknown sink type celrey; this build has: amqp, celery, stdout
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
   |       ^^^^^^ did you mean `celery`?"#,
         ),
         (
-            "[sink.celery.more]\nbroker_url = \"amqp://u:hunter2@h//\"",
+            "[sink.celery.more]\nbroker_url = \"sentinel://u:hunter2@h//\"",
             r#"
-error: `sink.celery.more.broker_url` begins with amqp://, and RabbitMQ is not in this build yet
+error: `sink.celery.more.broker_url` begins with sentinel://, and Redis Sentinel is not in this build yet
  --> app.toml:2:14
   |
 2 | broker_url = "***"
@@ -431,7 +431,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are celery, stdout
+  = help: write [sink.TYPE.workers]; the types are amqp, celery, stdout
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1

@@ -1,0 +1,322 @@
+//! Publishes a batch: all keys at once, each message confirmed or come back, and one outcome for each task.
+//!
+//! What is not known to be harmless goes alone, with nothing else under way: the first message to an exchange on a
+//! connection, and a very large one. RabbitMQ closes the channel at a message that it does not take (no such exchange, no
+//! right to write there, larger than its limit), without saying which it was, and all that is under way is in doubt. After
+//! such an end, all go one by one for a while.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use tokio::time::{Instant, timeout};
+
+use super::flow::Flow;
+use super::link::{Event, Link};
+use super::method::{self, Method, Refusal};
+use super::outcome::{blocked, nacked, outage, refused};
+use super::rest::Resting;
+use super::url::Address;
+use super::wire::write_content;
+use crate::clock;
+use crate::envelope::Unfit;
+use crate::outbox::Task;
+use crate::pg::Timestamp;
+use crate::sink::{Cause, Outage, Outcome};
+
+/// A message that is ready to be written.
+pub(in crate::sink) trait Letter {
+    /// Where it is published; empty for the default exchange.
+    fn exchange(&self) -> &str;
+    /// How the exchange finds its queues.
+    fn routing_key(&self) -> &str;
+    /// Appends its properties. Their `message_id` is the task's id.
+    fn write_properties(&self, out: &mut Vec<u8>) -> Result<(), Unfit>;
+    /// Appends its body.
+    fn write_body(&self, out: &mut Vec<u8>);
+}
+
+/// How tasks become messages.
+pub(in crate::sink) trait Letters: Sync {
+    /// A task's message.
+    type Letter<'t>: Letter
+    where
+        Self: 't;
+    /// Checks a task, and says what its message is.
+    fn letter<'t>(&'t self, task: &'t Task, now: Timestamp) -> Result<Self::Letter<'t>, Unfit>;
+    /// What becomes of a task whose message no queue was found for.
+    fn unroutable(&self, exchange: &str, routing_key: &str) -> Outcome;
+}
+
+/// While so much waits to be written, no more is encoded.
+const OUTPUT_FULL: usize = 64 << 10;
+/// A larger message goes alone. RabbitMQ 4 refuses those of more than 16 MiB by default, older ones of more than 128.
+const LARGE: usize = 8 << 20;
+/// An exchange that has refused a message is tried again after this.
+const REFUSAL_FRESH: Duration = Duration::from_secs(1);
+/// How long messages go one by one after the broker has closed a channel without saying by which of them.
+const CAREFUL: Duration = Duration::from_secs(10);
+/// Names that are remembered.
+const EXCHANGES_KNOWN: usize = 1000;
+
+/// The way to one broker. It connects when it is first used.
+pub(in crate::sink) struct Publisher {
+    pub(super) address: Address,
+    tls: Option<Arc<ClientConfig>>,
+    /// No answer for so long, and the broker counts as away.
+    timeout: Duration,
+    /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
+    resting: Option<Resting>,
+    /// A channel was closed without saying by which message: one by one until then.
+    careful_until: Option<Instant>,
+    /// By exchange: when it has refused a message, and what that means.
+    refused: HashMap<String, (Instant, Outcome)>,
+}
+
+impl Publisher {
+    pub(in crate::sink) fn new(
+        address: Address,
+        tls: Option<Arc<ClientConfig>>,
+        timeout: Duration,
+    ) -> Publisher {
+        Publisher {
+            address,
+            tls,
+            timeout,
+            resting: None,
+            careful_until: None,
+            refused: HashMap::new(),
+        }
+    }
+
+    /// Publishes a batch.
+    ///
+    /// # Errors
+    /// The broker is away, or takes nothing.
+    pub(in crate::sink) async fn publish<L: Letters>(
+        &mut self,
+        letters: &L,
+        tasks: &[Task],
+    ) -> Result<Vec<Outcome>, Outage> {
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut link = self.connect().await?;
+        if let Some(why) = &link.blocked {
+            let outage = blocked(&self.address, why);
+            self.let_rest(link);
+            return Err(outage);
+        }
+        self.refused
+            .retain(|_, (since, _)| since.elapsed() < REFUSAL_FRESH);
+        let mut run = Run {
+            letters,
+            tasks,
+            now: clock::now(),
+            flow: Flow::new(tasks),
+            alone: None,
+            written: 0,
+        };
+        let done = run.all(&mut link, self).await;
+        // A connection that is blocked is kept: a new one would take a message, and be blocked as well.
+        if done.is_ok() || link.blocked.is_some() {
+            self.let_rest(link);
+        }
+        done.map(|()| run.flow.into_outcomes())
+    }
+
+    pub(super) async fn connect(&mut self) -> Result<Link, Outage> {
+        if let Some(resting) = self.resting.take()
+            && let Some(link) = resting.wake().await
+        {
+            return Ok(link);
+        }
+        let open = Link::open(&self.address, self.tls.as_ref());
+        match timeout(self.timeout, open).await {
+            Ok(opened) => opened.map_err(|trouble| outage(trouble, &self.address)),
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    pub(super) fn let_rest(&mut self, link: Link) {
+        self.resting = Some(Resting::new(link));
+    }
+
+    fn late(&self) -> Outage {
+        let words = format!(
+            "{} has not answered within {:?}",
+            self.address, self.timeout
+        );
+        Outage(Cause::new(words))
+    }
+
+    fn refuse(&mut self, exchange: &str, outcome: Outcome) {
+        if self.refused.len() < EXCHANGES_KNOWN {
+            self.refused
+                .insert(exchange.to_owned(), (Instant::now(), outcome));
+        }
+    }
+}
+
+/// A batch on its way.
+struct Run<'b, L> {
+    letters: &'b L,
+    tasks: &'b [Task],
+    now: Timestamp,
+    flow: Flow,
+    /// What is under way is one message, to this exchange.
+    alone: Option<String>,
+    /// The tag up to which all is written.
+    written: u64,
+}
+
+impl<L: Letters> Run<'_, L> {
+    async fn all(&mut self, link: &mut Link, publisher: &mut Publisher) -> Result<(), Outage> {
+        let mut answered = Instant::now();
+        loop {
+            self.fill(link, publisher);
+            if self.flow.is_done() {
+                return Ok(());
+            }
+            let left = publisher.timeout.saturating_sub(answered.elapsed());
+            let event = match timeout(left, link.event()).await {
+                Ok(event) => event.map_err(|trouble| outage(trouble, &publisher.address))?,
+                Err(_) => return Err(publisher.late()),
+            };
+            match event {
+                Event::Said(Method::Ack { tag, multiple }) => {
+                    self.answered(link, tag, multiple, &Outcome::Delivered);
+                }
+                Event::Said(Method::Nack { tag, multiple }) => {
+                    self.answered(link, tag, multiple, &nacked());
+                }
+                Event::Returned {
+                    exchange,
+                    routing_key,
+                    id,
+                } => {
+                    let outcome = self.letters.unroutable(&exchange, &routing_key);
+                    let tasks = self.tasks;
+                    let is_it = |task: usize| tasks.get(task).map(Task::id) == id.as_deref();
+                    self.flow.returned(is_it, outcome);
+                }
+                Event::Said(Method::ChannelClose(refusal)) => {
+                    self.channel_closed(link, publisher, &refusal);
+                    match timeout(publisher.timeout, link.open_channel()).await {
+                        Ok(opened) => {
+                            opened.map_err(|trouble| outage(trouble, &publisher.address))?
+                        }
+                        Err(_) => return Err(publisher.late()),
+                    }
+                }
+                Event::Said(Method::Blocked(why)) => return Err(blocked(&publisher.address, &why)),
+                // A heartbeat is no progress.
+                Event::Written if link.tag > self.written => self.written = link.tag,
+                Event::Written | Event::Said(_) => continue,
+            }
+            answered = Instant::now();
+        }
+    }
+
+    /// Publishes what may be published now.
+    fn fill(&mut self, link: &mut Link, publisher: &Publisher) {
+        let careful = publisher
+            .careful_until
+            .is_some_and(|until| Instant::now() < until);
+        while link.unwritten() < OUTPUT_FULL && self.alone.is_none() {
+            let Some(task) = self.flow.next().and_then(|index| self.tasks.get(index)) else {
+                return;
+            };
+            let letter = match self.letters.letter(task, self.now) {
+                Ok(letter) => letter,
+                Err(unfit) => {
+                    self.flow
+                        .refused(Outcome::Reject(Cause::new(unfit.into_words())));
+                    continue;
+                }
+            };
+            let exchange = letter.exchange();
+            if let Some((_, outcome)) = publisher.refused.get(exchange) {
+                self.flow.refused(outcome.clone());
+                continue;
+            }
+            let goes_alone = careful || task.size() > LARGE || !link.proven.contains(exchange);
+            if goes_alone && !self.flow.is_quiet() {
+                return;
+            }
+            let exchange = goes_alone.then(|| exchange.to_owned());
+            match write(link, &letter) {
+                Ok(()) => {
+                    link.tag += 1;
+                    self.flow.published(link.tag);
+                    self.alone = exchange;
+                }
+                Err(unfit) => self
+                    .flow
+                    .refused(Outcome::Reject(Cause::new(unfit.into_words()))),
+            }
+        }
+    }
+
+    fn answered(&mut self, link: &mut Link, tag: u64, multiple: bool, outcome: &Outcome) {
+        if self.flow.answered(tag, multiple, outcome) > 0
+            && let Some(exchange) = self.alone.take()
+        {
+            if link.proven.len() >= EXCHANGES_KNOWN {
+                link.proven.clear();
+            }
+            link.proven.insert(exchange);
+        }
+    }
+
+    /// The channel is gone: by the message that was alone, or by one of those that were under way.
+    fn channel_closed(&mut self, link: &mut Link, publisher: &mut Publisher, refusal: &Refusal) {
+        match self.alone.take() {
+            Some(exchange) => {
+                let (outcome, is_exchange) = refused(refusal, &exchange);
+                self.flow.answered(link.tag, false, &outcome);
+                if is_exchange {
+                    link.proven.remove(&exchange);
+                    publisher.refuse(&exchange, outcome);
+                }
+            }
+            None => {
+                self.flow.take_back();
+                publisher.careful_until = Some(Instant::now() + CAREFUL);
+            }
+        }
+    }
+}
+
+/// Appends a message to what is to be written; nothing of it when it is unfit.
+fn write(link: &mut Link, letter: &impl Letter) -> Result<(), Unfit> {
+    for (name, text) in [
+        ("exchange", letter.exchange()),
+        ("routing key", letter.routing_key()),
+    ] {
+        if text.len() > usize::from(u8::MAX) {
+            return Err(Unfit::new(format!(
+                "the {name} is longer than the 255 bytes that AMQP has room for"
+            )));
+        }
+    }
+    let (channel, frame_max, start) = (link.channel, link.frame_max, link.output.len());
+    method::publish(
+        &mut link.output,
+        channel,
+        letter.exchange(),
+        letter.routing_key(),
+    );
+    let written = write_content(
+        &mut link.output,
+        channel,
+        frame_max,
+        |out| letter.write_properties(out),
+        |out| letter.write_body(out),
+    );
+    if written.is_err() {
+        link.output.truncate(start);
+    }
+    written.map(drop)
+}
