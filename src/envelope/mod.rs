@@ -5,9 +5,11 @@
 
 mod call;
 pub mod celery;
+pub mod event;
 pub mod json;
 pub mod kombu;
 mod options;
+pub mod plain;
 mod ready;
 #[cfg(test)]
 mod tests;

@@ -1,9 +1,12 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
+mod answered;
 pub mod celery;
 pub mod marks;
 pub mod null;
+mod order;
 pub mod stdout;
+pub mod webhook;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -213,6 +216,7 @@ tables! {
     celery,
     null,
     stdout,
+    webhook,
 }
 
 /// A sink's name in the configuration, and its client.

@@ -9,9 +9,11 @@ use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::celery;
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::stdout::Stdout;
+use aftercommit::sink::webhook;
 use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Probe, Settings as _, Sight, Sink};
 use tokio::io::AsyncWrite;
 
+use crate::support::receiver::{Answer, Receiver};
 use crate::support::redis::{Options, Redis};
 
 type Fields = &'static [(Field, &'static str)];
@@ -285,6 +287,9 @@ conforms!(
     super::WithMarks(super::CeleryOnRedis::start())
 );
 
+conforms!(webhook_one_by_one, super::Hooks::start(1));
+conforms!(webhook_side_by_side, super::Hooks::start(8));
+
 /// The smallest sink that conforms: what the suite itself is tried on.
 #[derive(Default, Clone)]
 struct Memory(Arc<Mutex<(Vec<String>, bool)>>);
@@ -524,5 +529,108 @@ impl Sink for Marking {
             settled: Settled::default(),
         };
         self.sink.deliver_once(batch, terms)
+    }
+}
+
+/// `webhook`, with so many requests at a time. Side by side, tasks arrive in the order of their keys only: that is what is
+/// looked at, and then they are put into the order in which they were handed over.
+struct Hooks {
+    receiver: Receiver,
+    concurrency: usize,
+    handed: Arc<Mutex<Vec<(String, Option<Vec<u8>>)>>>,
+}
+
+impl Hooks {
+    fn start(concurrency: usize) -> Hooks {
+        Hooks {
+            receiver: Receiver::deciding(|request| match request.header("x-answer") {
+                "" => Answer::Status(204, Vec::new()),
+                status => Answer::Status(status.parse().unwrap(), Vec::new()),
+            }),
+            concurrency,
+            handed: Arc::default(),
+        }
+    }
+}
+
+impl Subject for Hooks {
+    fn sink(&self) -> Box<dyn Sink> {
+        let config = serde_json::json!({
+            "url": self.receiver.url(),
+            "allow_addresses": ["127.0.0.0/8"],
+            "concurrency": self.concurrency,
+        });
+        let config: webhook::Config = serde_json::from_value(config).unwrap();
+        Box::new(Watched {
+            sink: config.open().unwrap(),
+            handed: self.handed.clone(),
+        })
+    }
+
+    fn received(&self) -> Vec<String> {
+        let requests = self.receiver.requests();
+        let taken = requests
+            .iter()
+            .filter(|request| request.header("x-answer").is_empty());
+        let arrived: Vec<String> = taken
+            .map(|request| request.header("webhook-id").to_owned())
+            .collect();
+        if self.concurrency == 1 {
+            return arrived;
+        }
+        let handed = self.handed.lock().unwrap();
+        // When a task arrives, it is from the last batch but those that come.
+        let place = |id: &String| handed.iter().rposition(|(handed, _)| handed == id).unwrap();
+        let first = first_ones(arrived.clone());
+        let keyed: Vec<usize> = first.iter().map(place).collect();
+        for (n, at) in keyed.iter().enumerate() {
+            let overtaken = keyed[..n]
+                .iter()
+                .any(|before| before > at && handed[*before].1 == handed[*at].1);
+            assert!(
+                !overtaken || handed[*at].1.is_none(),
+                "{} was overtaken in its key",
+                first[n]
+            );
+        }
+        let mut arrived = arrived;
+        arrived.sort_by_key(place);
+        arrived
+    }
+
+    fn set_away(&mut self, away: bool) {
+        if away {
+            self.receiver.close()
+        } else {
+            self.receiver.open()
+        }
+    }
+
+    fn rejected(&self) -> Fields {
+        &[(Field::Payload, "{no json")]
+    }
+
+    fn retried(&self) -> Option<Fields> {
+        Some(&[(Field::Headers, "{\"x-answer\": 503}")])
+    }
+}
+
+/// Notes what is handed over.
+struct Watched {
+    sink: Box<dyn Sink>,
+    handed: Arc<Mutex<Vec<(String, Option<Vec<u8>>)>>>,
+}
+
+impl Sink for Watched {
+    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
+        let handed = batch
+            .iter()
+            .map(|task| (task.id().to_owned(), task.key().map(<[u8]>::to_vec)));
+        self.handed.lock().unwrap().extend(handed);
+        self.sink.deliver(batch)
+    }
+
+    fn probe(&mut self) -> Probe<'_> {
+        self.sink.probe()
     }
 }
