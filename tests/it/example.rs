@@ -6,13 +6,20 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 8] = [
+const NO_DEFAULT: [&str; 15] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
     "outbox.preset",
     "sink.celery.NAME.broker_url",
     "sink.celery.NAME.broker_url_file",
+    "sink.webhook.NAME.url",
+    "sink.webhook.NAME.url_file",
+    "sink.webhook.NAME.secret",
+    "sink.webhook.NAME.secret_file",
+    "sink.webhook.NAME.ca_file",
+    "sink.webhook.NAME.certificate_file",
+    "sink.webhook.NAME.key_file",
     "route.task",
     "route.sink",
 ];

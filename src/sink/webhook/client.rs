@@ -31,7 +31,7 @@ pub(super) struct Endpoint {
 }
 
 /// How a request has ended.
-enum End {
+pub(super) enum End {
     /// With an answer; and the connection, where it can be used again.
     Answer(Outcome, Option<Link>),
     /// Without: the receiver may have it or not.
@@ -41,7 +41,7 @@ enum End {
 }
 
 impl Endpoint {
-    fn request(&self, message: Message) -> Result<Request<Full<Bytes>>, Cause> {
+    pub(super) fn request(&self, message: Message) -> Result<Request<Full<Bytes>>, Cause> {
         let Message { id, headers, body } = message;
         let failed =
             |error: hyper::http::Error| Cause::new(format!("it makes no request: {error}"));
@@ -66,7 +66,7 @@ impl Endpoint {
     }
 
     /// Sends a request, on a connection that is there, or on a new one.
-    async fn send(&self, link: Option<Link>, request: Request<Full<Bytes>>) -> End {
+    pub(super) async fn send(&self, link: Option<Link>, request: Request<Full<Bytes>>) -> End {
         match timeout(self.timeout, self.exchange(link, request)).await {
             Ok(end) => end,
             Err(_) => End::Silence(Cause::new(format!(
@@ -129,6 +129,8 @@ pub struct Webhook {
     pub(super) shape: Shape,
     /// Requests that are under way at a time, at most.
     pub(super) concurrency: usize,
+    /// Tasks in a request, at most.
+    pub(super) batch: usize,
     /// Connections that rest.
     pub(super) idle: Vec<Link>,
     pub(super) answered: Answered,
@@ -142,6 +144,7 @@ impl Webhook {
             concurrency,
             idle,
             answered,
+            ..
         } = self;
         let endpoint = &*endpoint;
         let mut order = Order::new(batch);
@@ -211,7 +214,10 @@ impl Webhook {
 
 impl Sink for Webhook {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
-        Box::pin(self.deliver_batch(batch))
+        match self.batch {
+            1 => Box::pin(self.deliver_batch(batch)),
+            _ => Box::pin(self.deliver_arrays(batch)),
+        }
     }
 
     fn probe(&mut self) -> Probe<'_> {

@@ -118,11 +118,6 @@ impl Shape {
     /// Says which column is unfit; then only a part is written.
     pub(super) fn write_element(&self, out: &mut Vec<u8>, task: &Task) -> Result<(), Unfit> {
         check_id(task.id())?;
-        if json_column(task, Field::Headers, Kind::Object)?.is_some_and(|headers| headers != b"{}")
-        {
-            // They could only be those of all.
-            self.take_headers(task, &mut HeaderMap::new())?;
-        }
         match self.format {
             Format::Json => plain::write(out, task),
             Format::CloudeventsStructured => event::write_cloud_event(out, task, &self.source),
@@ -137,8 +132,8 @@ impl Shape {
         }
     }
 
-    /// Several tasks as one message, of which `array` is the body. Its id is made of theirs: the same tasks, the same id.
-    pub(super) fn batch<'t>(&self, ids: impl Iterator<Item = &'t str>, array: Vec<u8>) -> Message {
+    /// Several tasks as one message, of which `body` is the array. Its id is made of theirs: the same tasks, the same id.
+    pub(super) fn array<'t>(&self, ids: impl Iterator<Item = &'t str>, body: Vec<u8>) -> Message {
         let mut hash = Sha256::new();
         for id in ids {
             hash.update(id);
@@ -154,11 +149,7 @@ impl Shape {
             _ => event::JSON,
         };
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        Message {
-            id,
-            headers,
-            body: array,
-        }
+        Message { id, headers, body }
     }
 
     fn take_attributes(&self, task: &Task, headers: &mut HeaderMap) -> Result<(), Unfit> {

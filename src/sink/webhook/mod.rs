@@ -18,6 +18,9 @@
 //! | no connection, or TLS refused | an outage |
 //! | none in time, or no HTTP | retried; an outage when `concurrency` requests, and two at least, end so in a row |
 //!
+//! With `batch` above 1 a request carries an array of tasks, one request after the other, and its answer counts for all of
+//! them: one that the receiver rejects takes its neighbours along.
+//!
 //! **Where it connects to**: the name is resolved for each connection, all its addresses are checked, and the connection
 //! goes to one of those: a name that points elsewhere a moment later (DNS rebinding) changes nothing. Private, loopback and
 //! other special addresses need `allow_addresses`; link-local ones, where clouds keep their credentials, are never
@@ -25,6 +28,7 @@
 
 mod address;
 mod answer;
+mod arrays;
 mod client;
 mod connection;
 mod message;
@@ -55,6 +59,8 @@ use crate::tls::{self, Roots, Rules};
 
 /// No receiver wants more at a time.
 const MOST_CONCURRENCY: u32 = 1024;
+/// Nor more in a request.
+const MOST_BATCH: u32 = 1000;
 
 /// `[sink.webhook.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -80,6 +86,9 @@ pub struct Config {
     /// Requests that are under way at a time.
     #[serde(default = "default_concurrency")]
     pub concurrency: u32,
+    /// Tasks in a request.
+    #[serde(default = "default_batch")]
+    pub batch: u32,
     /// How long it may take to connect.
     #[serde(
         default = "default_connect_timeout",
@@ -109,6 +118,10 @@ fn default_source() -> String {
 
 fn default_concurrency() -> u32 {
     16
+}
+
+fn default_batch() -> u32 {
+    1
 }
 
 fn default_connect_timeout() -> Duration {
@@ -158,6 +171,14 @@ impl Settings for Config {
         if self.concurrency == 0 || self.concurrency > MOST_CONCURRENCY {
             let words = format!("must be 1 to {MOST_CONCURRENCY}");
             return Err(Invalid::new("concurrency", words));
+        }
+        if self.batch == 0 || self.batch > MOST_BATCH {
+            return Err(Invalid::new("batch", format!("must be 1 to {MOST_BATCH}")));
+        }
+        if self.batch > 1 && self.format == Format::Cloudevents {
+            let words = "needs another format: only one CloudEvent fits into headers: \
+                         format = \"cloudevents-structured\"";
+            return Err(Invalid::new("batch", words));
         }
         for (key, timeout) in [
             ("connect_timeout", self.connect_timeout),
@@ -215,6 +236,7 @@ impl Settings for Config {
             },
             shape: self.shape()?,
             concurrency: usize::try_from(self.concurrency).unwrap_or(1),
+            batch: usize::try_from(self.batch).unwrap_or(1),
             idle: Vec::new(),
             answered: Answered::default(),
         }))
