@@ -2,9 +2,11 @@
 
 mod answered;
 pub mod celery;
+pub mod exec;
 pub mod marks;
 pub mod null;
 mod order;
+mod pace;
 pub mod stdout;
 pub mod webhook;
 
@@ -81,6 +83,9 @@ pub enum Sight {
 /// What [`Sink::probe`] returns.
 pub type Probe<'a> = Pin<Box<dyn Future<Output = Vec<Sight>> + Send + 'a>>;
 
+/// What [`Sink::close`] returns.
+pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// A destination.
 ///
 /// The contract, which `tests/it/conformance.rs` checks for every sink:
@@ -109,6 +114,16 @@ pub trait Sink: Send {
     /// Looks at the place: whether it is there and lets us in, whether we have the rights that we need, and which of its
     /// settings lose messages. Changes nothing there. The caller bounds the wait.
     fn probe(&mut self) -> Probe<'_>;
+
+    /// How many tasks it wants at a time, at most: not more than it can soon answer for.
+    fn most(&self) -> usize {
+        usize::MAX
+    }
+
+    /// It is not used any more: ends what it has started, within a bounded time.
+    fn close(&mut self) -> Closing<'_> {
+        Box::pin(std::future::ready(()))
+    }
 
     /// How long before its `run_at` a task may be handed over: its message says when it is to run, and the receiver keeps
     /// it until then. What is further ahead waits in the hold table.
@@ -214,6 +229,7 @@ macro_rules! tables {
 // The only list of sink types.
 tables! {
     celery,
+    exec,
     null,
     stdout,
     webhook,

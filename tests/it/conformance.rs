@@ -1,5 +1,7 @@
 //! The contract of `Sink`, as tests that every sink passes. A new sink is one `Subject` and one line at the end.
 
+use std::collections::HashMap;
+use std::fs;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -7,12 +9,15 @@ use std::task::{Context, Poll};
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::celery;
+use aftercommit::sink::exec;
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::stdout::Stdout;
 use aftercommit::sink::webhook;
 use aftercommit::sink::{Cause, Delivery, Outage, Outcome, Probe, Settings as _, Sight, Sink};
+use tempfile::TempDir;
 use tokio::io::AsyncWrite;
 
+use crate::support::process::{scratch, write_program};
 use crate::support::receiver::{Answer, Receiver};
 use crate::support::redis::{Options, Redis};
 
@@ -289,6 +294,8 @@ conforms!(
 
 conforms!(webhook_one_by_one, super::Hooks::start(1));
 conforms!(webhook_side_by_side, super::Hooks::start(8));
+conforms!(exec_one_by_one, super::Workers::start(1));
+conforms!(exec_side_by_side, super::Workers::start(3));
 
 /// The smallest sink that conforms: what the suite itself is tried on.
 #[derive(Default, Clone)]
@@ -532,12 +539,51 @@ impl Sink for Marking {
     }
 }
 
-/// `webhook`, with so many requests at a time. Side by side, tasks arrive in the order of their keys only: that is what is
-/// looked at, and then they are put into the order in which they were handed over.
+/// What was handed over, with the keys. Side by side, tasks arrive in the order of their keys only.
+#[derive(Default, Clone)]
+struct Handed(Arc<Mutex<Vec<(String, Option<Vec<u8>>)>>>);
+
+impl Handed {
+    /// Sees to it that no task was overtaken in its key, and puts what has arrived into the order in which it was handed over.
+    fn in_order(&self, mut arrived: Vec<String>) -> Vec<String> {
+        let handed = self.0.lock().unwrap();
+        let place = |id: &String| handed.iter().rposition(|(known, _)| known == id).unwrap();
+        let mut last: HashMap<&[u8], usize> = HashMap::new();
+        for id in &first_ones(arrived.clone()) {
+            let place = place(id);
+            if let Some(key) = &handed[place].1 {
+                let before = last.insert(key, place);
+                assert!(
+                    before.is_none_or(|before| before < place),
+                    "{id} was overtaken"
+                );
+            }
+        }
+        arrived.sort_by_key(place);
+        arrived
+    }
+}
+
+/// Notes what is handed over.
+struct Watched(Box<dyn Sink>, Handed);
+
+impl Sink for Watched {
+    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
+        let note = |task: &Task| (task.id().to_owned(), task.key().map(<[u8]>::to_vec));
+        self.1.0.lock().unwrap().extend(batch.iter().map(note));
+        self.0.deliver(batch)
+    }
+
+    fn probe(&mut self) -> Probe<'_> {
+        self.0.probe()
+    }
+}
+
+/// `webhook`, with so many requests at a time.
 struct Hooks {
     receiver: Receiver,
     concurrency: usize,
-    handed: Arc<Mutex<Vec<(String, Option<Vec<u8>>)>>>,
+    handed: Handed,
 }
 
 impl Hooks {
@@ -548,7 +594,7 @@ impl Hooks {
                 status => Answer::Status(status.parse().unwrap(), Vec::new()),
             }),
             concurrency,
-            handed: Arc::default(),
+            handed: Handed::default(),
         }
     }
 }
@@ -561,10 +607,7 @@ impl Subject for Hooks {
             "concurrency": self.concurrency,
         });
         let config: webhook::Config = serde_json::from_value(config).unwrap();
-        Box::new(Watched {
-            sink: config.open().unwrap(),
-            handed: self.handed.clone(),
-        })
+        Box::new(Watched(config.open().unwrap(), self.handed.clone()))
     }
 
     fn received(&self) -> Vec<String> {
@@ -572,30 +615,13 @@ impl Subject for Hooks {
         let taken = requests
             .iter()
             .filter(|request| request.header("x-answer").is_empty());
-        let arrived: Vec<String> = taken
+        let arrived = taken
             .map(|request| request.header("webhook-id").to_owned())
             .collect();
-        if self.concurrency == 1 {
-            return arrived;
+        match self.concurrency {
+            1 => arrived,
+            _ => self.handed.in_order(arrived),
         }
-        let handed = self.handed.lock().unwrap();
-        // When a task arrives, it is from the last batch but those that come.
-        let place = |id: &String| handed.iter().rposition(|(handed, _)| handed == id).unwrap();
-        let first = first_ones(arrived.clone());
-        let keyed: Vec<usize> = first.iter().map(place).collect();
-        for (n, at) in keyed.iter().enumerate() {
-            let overtaken = keyed[..n]
-                .iter()
-                .any(|before| before > at && handed[*before].1 == handed[*at].1);
-            assert!(
-                !overtaken || handed[*at].1.is_none(),
-                "{} was overtaken in its key",
-                first[n]
-            );
-        }
-        let mut arrived = arrived;
-        arrived.sort_by_key(place);
-        arrived
     }
 
     fn set_away(&mut self, away: bool) {
@@ -615,22 +641,75 @@ impl Subject for Hooks {
     }
 }
 
-/// Notes what is handed over.
-struct Watched {
-    sink: Box<dyn Sink>,
-    handed: Arc<Mutex<Vec<(String, Option<Vec<u8>>)>>>,
+/// `exec`, with so many workers, that write down the ids of their tasks.
+struct Workers {
+    folder: TempDir,
+    workers: usize,
+    handed: Handed,
 }
 
-impl Sink for Watched {
-    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
-        let handed = batch
-            .iter()
-            .map(|task| (task.id().to_owned(), task.key().map(<[u8]>::to_vec)));
-        self.handed.lock().unwrap().extend(handed);
-        self.sink.deliver(batch)
+const WORKER: &str = r#"#!/usr/bin/env python3
+import json, os, sys
+folder = os.path.dirname(__file__)
+for line in sys.stdin:
+    if os.path.exists(folder + "/away"):
+        sys.exit(7)
+    task = json.loads(line)
+    if task.get("queue") == "retry":
+        print("retry", flush=True)
+    else:
+        with open(folder + "/done", "a") as done:
+            done.write(task["id"] + "\n")
+        print("ok", flush=True)
+"#;
+
+impl Workers {
+    fn start(workers: usize) -> Workers {
+        let workers = Workers {
+            folder: scratch("workers"),
+            workers,
+            handed: Handed::default(),
+        };
+        write_program(&workers.folder.path().join("worker"), WORKER);
+        workers
+    }
+}
+
+impl Subject for Workers {
+    fn sink(&self) -> Box<dyn Sink> {
+        let config = serde_json::json!({
+            "command": [self.folder.path().join("worker")],
+            "workers": self.workers,
+        });
+        let config: exec::Config = serde_json::from_value(config).unwrap();
+        Box::new(Watched(config.open().unwrap(), self.handed.clone()))
     }
 
-    fn probe(&mut self) -> Probe<'_> {
-        self.sink.probe()
+    fn received(&self) -> Vec<String> {
+        let done = fs::read_to_string(self.folder.path().join("done")).unwrap_or_default();
+        let arrived = done.lines().map(str::to_owned).collect();
+        match self.workers {
+            1 => arrived,
+            _ => self.handed.in_order(arrived),
+        }
+    }
+
+    fn set_away(&mut self, away: bool) {
+        let path = |name: &str| self.folder.path().join(name);
+        if away {
+            fs::write(path("away"), "").unwrap();
+            fs::rename(path("worker"), path("elsewhere")).unwrap();
+        } else {
+            fs::rename(path("elsewhere"), path("worker")).unwrap();
+            fs::remove_file(path("away")).unwrap();
+        }
+    }
+
+    fn rejected(&self) -> Fields {
+        &[(Field::Payload, "{no json")]
+    }
+
+    fn retried(&self) -> Option<Fields> {
+        Some(&[(Field::Queue, "retry")])
     }
 }
