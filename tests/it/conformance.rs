@@ -541,7 +541,9 @@ impl Sink for Marking {
 
 /// What was handed over, with the keys. Side by side, tasks arrive in the order of their keys only.
 #[derive(Default, Clone)]
-struct Handed(Arc<Mutex<Vec<(String, Option<Vec<u8>>)>>>);
+struct Handed(Arc<Mutex<Vec<IdAndKey>>>);
+
+type IdAndKey = (String, Option<Vec<u8>>);
 
 impl Handed {
     /// Sees to it that no task was overtaken in its key, and puts what has arrived into the order in which it was handed over.

@@ -6,13 +6,15 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 15] = [
+const NO_DEFAULT: [&str; 17] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
     "outbox.preset",
     "sink.celery.NAME.broker_url",
     "sink.celery.NAME.broker_url_file",
+    "sink.exec.NAME.command",
+    "sink.exec.NAME.directory",
     "sink.webhook.NAME.url",
     "sink.webhook.NAME.url_file",
     "sink.webhook.NAME.secret",

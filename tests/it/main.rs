@@ -41,3 +41,4 @@ mod tidy;
 mod tls;
 mod versions;
 mod walsender;
+mod webhook;

@@ -7,7 +7,7 @@ use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request, Uri};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::answer::judge;
 use super::connection::{Link, Place};
@@ -17,6 +17,7 @@ use crate::clock;
 use crate::outbox::Task;
 use crate::sink::answered::Answered;
 use crate::sink::order::Order;
+use crate::sink::pace::Pace;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sight, Sink};
 
 /// Where requests go, and how they are made.
@@ -134,6 +135,7 @@ pub struct Webhook {
     /// Connections that rest.
     pub(super) idle: Vec<Link>,
     pub(super) answered: Answered,
+    pub(super) pace: Pace,
 }
 
 impl Webhook {
@@ -203,7 +205,23 @@ impl Webhook {
         let place = &self.endpoint.place;
         let (host, port) = (&place.host, place.port);
         match place.connect().await {
-            Ok(_) => vec![Sight::Good(format!("{host}:{port} takes connections"))],
+            Ok(_) => {
+                let mut sights = vec![Sight::Good(format!("{host}:{port} takes connections"))];
+                if place.tls.is_none() && !place.is_loopback() {
+                    sights.push(Sight::Risk(
+                        "payloads go there unencrypted".to_owned(),
+                        "use https:// where the way there is not your own".to_owned(),
+                    ));
+                }
+                if self.endpoint.signer.is_none() {
+                    sights.push(Sight::Risk(
+                        "requests are not signed: the receiver cannot know who sends them"
+                            .to_owned(),
+                        "set secret or secret_file, and let it check webhook-signature".to_owned(),
+                    ));
+                }
+                sights
+            }
             Err(cause) => vec![Sight::Fault(
                 cause.to_string(),
                 "see to it that the receiver runs, and that url names it".to_owned(),
@@ -214,13 +232,22 @@ impl Webhook {
 
 impl Sink for Webhook {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
-        match self.batch {
-            1 => Box::pin(self.deliver_batch(batch)),
-            _ => Box::pin(self.deliver_arrays(batch)),
-        }
+        Box::pin(async move {
+            let began = Instant::now();
+            let outcomes = match self.batch {
+                1 => self.deliver_batch(batch).await?,
+                _ => self.deliver_arrays(batch).await?,
+            };
+            self.pace.took(batch.len(), began.elapsed());
+            Ok(outcomes)
+        })
     }
 
     fn probe(&mut self) -> Probe<'_> {
         Box::pin(self.look())
+    }
+
+    fn most(&self) -> usize {
+        self.pace.most()
     }
 }

@@ -62,6 +62,12 @@ impl Place {
         }
     }
 
+    /// Whether what is sent stays on this machine.
+    pub(super) fn is_loopback(&self) -> bool {
+        let address = self.host.parse::<IpAddr>();
+        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+
     async fn open(&self) -> Result<Link, Cause> {
         let Place { host, port, .. } = self;
         let failed =

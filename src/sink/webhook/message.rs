@@ -188,8 +188,9 @@ impl Shape {
                     "is reserved: a header of the application needs a name of its own",
                 ));
             }
-            let value = HeaderValue::from_str(&value)
-                .map_err(|_| unfit("holds more than printable ASCII, and HTTP carries no other"))?;
+            let value = printable(&value).ok_or_else(|| {
+                unfit("holds more than printable ASCII, and HTTP carries no other")
+            })?;
             bytes += name.as_str().len() + value.len();
             if bytes > MOST_HEADERS {
                 return Err(Unfit::new(
@@ -210,8 +211,9 @@ fn ready(task: &Task) -> Result<Content<'_>, Unfit> {
 
 /// What is to be sent is the only copy.
 fn take_content(body: &mut Vec<u8>, content: Content<'_>) -> Result<HeaderValue, Unfit> {
-    let content_type = HeaderValue::from_str(&content.content_type)
-        .map_err(|_| Unfit::new("options.content_type holds more than printable ASCII"))?;
+    let content_type = printable(&content.content_type).ok_or(Unfit::new(
+        "options.content_type holds more than printable ASCII",
+    ))?;
     *body = content.bytes.into_owned();
     Ok(content_type)
 }
@@ -228,6 +230,14 @@ fn set(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), U
     let value = value.map_err(|_| Unfit::new(format!("its header {name} cannot be written")))?;
     headers.insert(HeaderName::from_static(name), value);
     Ok(())
+}
+
+/// A header's value, as it is. What lies beyond ASCII, receivers read as this or that.
+fn printable(value: &str) -> Option<HeaderValue> {
+    let fits = value
+        .bytes()
+        .all(|byte| matches!(byte, b' '..=b'~' | b'\t'));
+    HeaderValue::from_str(value).ok().filter(|_| fits)
 }
 
 /// A dot in the id would let another body have the same signature (Standard Webhooks, "Signature scheme").
@@ -277,8 +287,8 @@ pub(super) fn parse_extra(line: &str) -> Result<(HeaderName, HeaderValue), Strin
     if is_reserved(&name) && name != "user-agent" {
         return Err(format!("sets {name}, which is not to be set"));
     }
-    let mut value = HeaderValue::from_str(value.trim())
-        .map_err(|_| format!("holds a value of {name} that is more than printable ASCII"))?;
+    let mut value = printable(value.trim())
+        .ok_or_else(|| format!("holds a value of {name} that is more than printable ASCII"))?;
     value.set_sensitive(true);
     Ok((name, value))
 }

@@ -54,6 +54,7 @@ pub use self::message::Format;
 use self::message::{Shape, parse_extra};
 use self::signature::Signer;
 use super::answered::Answered;
+use super::pace::Pace;
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::tls::{self, Roots, Rules};
 
@@ -220,6 +221,7 @@ impl Settings for Config {
             true => Some(self.tls(&address.host)?),
             false => None,
         };
+        let batch = usize::try_from(self.batch).unwrap_or(1);
         Ok(Box::new(Webhook {
             endpoint: Endpoint {
                 place: Place {
@@ -235,15 +237,20 @@ impl Settings for Config {
                 timeout: self.timeout,
             },
             shape: self.shape()?,
-            concurrency: usize::try_from(self.concurrency).unwrap_or(1),
-            batch: usize::try_from(self.batch).unwrap_or(1),
+            concurrency: self.side_by_side(),
             idle: Vec::new(),
             answered: Answered::default(),
+            pace: Pace::new(self.side_by_side().max(batch)),
+            batch,
         }))
     }
 }
 
 impl Config {
+    fn side_by_side(&self) -> usize {
+        usize::try_from(self.concurrency).unwrap_or(1)
+    }
+
     fn signer(&self) -> Result<Option<Signer>, Invalid> {
         let signer = self.secret.as_ref().map(Signer::new).transpose();
         signer.map_err(|words| Invalid::new("secret", words))
