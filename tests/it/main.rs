@@ -11,6 +11,7 @@ mod demo;
 mod exactly_once;
 mod exam;
 mod example;
+mod exec;
 mod failover;
 mod gate;
 mod heal;

@@ -491,7 +491,7 @@ fn settings_that_do_not_do_are_told_and_not_repeated() {
         (json!({"url": "https://u:hunter2@h/"}), "url"),
         (json!({"url": "https:///hunter2"}), "url"),
         (
-            json!({"url": "https://h/", "url_file": "hunter2"}),
+            json!({"url": "https://hunter2/", "url_file": "f"}),
             "url_file",
         ),
         (json!({"url": "https://h/", "secret": "hunter2"}), "secret"),
