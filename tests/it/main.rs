@@ -36,6 +36,7 @@ mod scenarios;
 mod scheduling;
 mod server_faults;
 mod sink_faults;
+mod sinks_without_a_broker;
 mod spill;
 mod support;
 mod tidy;
