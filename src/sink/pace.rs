@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// A batch should take no longer.
-const AT_MOST: Duration = Duration::from_millis(500);
+const AT_MOST: Duration = Duration::from_millis(200);
 /// More than a lane hands over.
 const MOST: usize = 4096;
 
@@ -55,9 +55,9 @@ mod tests {
         }
         pace.took(5, ms(10));
         assert_eq!(pace.most(), 32, "a small batch tells nothing");
-        pace.took(32, ms(400));
+        pace.took(32, ms(150));
         assert_eq!(pace.most(), 32);
-        pace.took(32, ms(2000));
+        pace.took(32, ms(800));
         assert_eq!(pace.most(), 8);
         pace.took(8, Duration::from_secs(3600));
         assert_eq!(pace.most(), 4);

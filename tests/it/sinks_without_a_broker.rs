@@ -18,6 +18,11 @@ use crate::support::wait::{PATIENCE, eventually};
 const NAME: &str = "brokerless";
 const KEYS: usize = 50;
 const IN_FLIGHT: usize = 200;
+/// What a kill may repeat: what is in flight from the stream and from the hold table, and what was settled since that was last
+/// written down.
+const AGAIN: usize = 2 * IN_FLIGHT;
+/// The webhook's requests at a time; with an outage, so many are without an answer.
+const SIDE_BY_SIDE: usize = 16;
 const CANARY: &str = "k3ep-me-s3cret";
 
 /// Commits so many tasks, from number `from` on, several in a transaction; task and key tell where each belongs.
@@ -51,6 +56,29 @@ fn check(numbers: &[usize], last: usize) -> usize {
     numbers.len() - last
 }
 
+/// How a round of a daemon ended: after so many had come, by a kill or as asked.
+struct Round {
+    end: usize,
+    is_killed: bool,
+}
+
+/// Nothing that came before a graceful stop comes again after it, but what was `refused` before.
+fn check_stops(numbers: &[usize], rounds: &[Round], refused: impl Fn(usize) -> bool) {
+    let round_of = |at: usize| rounds.iter().position(|round| at < round.end);
+    let mut first: HashMap<usize, Option<usize>> = HashMap::new();
+    for (at, n) in numbers.iter().enumerate() {
+        let round = round_of(at);
+        let begun = *first.entry(*n).or_insert(round);
+        let is_stopped = begun
+            .and_then(|begun| rounds.get(begun))
+            .is_some_and(|round| !round.is_killed);
+        assert!(
+            begun == round || !is_stopped || refused(*n),
+            "{n} came again after a graceful stop"
+        );
+    }
+}
+
 async fn wait_until_settled(postgres: &Postgres) {
     eventually(PATIENCE, "all is settled", || async {
         let left = "select (select count(*) from aftercommit.outbox) + (select count(*) from aftercommit.hold)";
@@ -79,6 +107,7 @@ fn assert_discreet(daemon: &Daemon) {
     assert!(!daemon.log().contains(CANARY), "a payload is in the log");
 }
 
+/// Numbers as they came, also those that were refused.
 fn numbers(receiver: &Receiver) -> Vec<usize> {
     let requests = receiver.requests();
     let taken = requests
@@ -112,6 +141,7 @@ async fn a_webhook_survives_kills_outages_and_refusals() {
     let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
     let mut last = 0;
     let mut kills = 0;
+    let mut rounds = Vec::new();
     for round in 0..6 {
         let mut daemon = Daemon::start(&config);
         commit(&postgres, last + 1, 1000);
@@ -139,23 +169,23 @@ async fn a_webhook_survives_kills_outages_and_refusals() {
             }
         }
         assert_discreet(&daemon);
+        rounds.push(Round {
+            end: receiver.requests().len(),
+            is_killed: round % 3 == 0,
+        });
     }
     let mut daemon = Daemon::start(&config);
     wait_until_settled(&postgres).await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
+    check_stops(&numbers(&receiver), &rounds, |n| matches!(n % 97, 3 | 5));
     // Those that were refused or hung up on came twice by themselves.
     let refused = (1..=last).filter(|n| matches!(n % 97, 3 | 5)).count();
-    let again = check(&accepted(&receiver), last);
+    let again = check(&numbers(&receiver), last);
     assert!(
-        again <= refused + (kills + 2) * IN_FLIGHT,
+        again <= 2 * refused + kills * AGAIN + 2 * SIDE_BY_SIDE,
         "{again} came again"
     );
     println!("{last} tasks, {kills} kills, {refused} refused at first, {again} more requests");
-}
-
-/// Numbers as they came, also those that were refused.
-fn accepted(receiver: &Receiver) -> Vec<usize> {
-    numbers(receiver)
 }
 
 struct Room(TempDir);
@@ -223,6 +253,7 @@ async fn local_workers_survive_kills_and_leave_nothing_behind() {
     let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
     let mut last = 0;
     let mut kills = 0;
+    let mut rounds = Vec::new();
     for round in 0..4 {
         let mut daemon = Daemon::start(&config);
         commit(&postgres, last + 1, 1000);
@@ -241,13 +272,18 @@ async fn local_workers_survive_kills_and_leave_nothing_behind() {
         // Their input has ended, and so do they.
         room.wait_for_no_processes().await;
         assert_discreet(&daemon);
+        rounds.push(Round {
+            end: room.numbers().len(),
+            is_killed: round % 2 == 0,
+        });
     }
     let mut daemon = Daemon::start(&config);
     wait_until_settled(&postgres).await;
     assert_eq!(daemon.terminate().await.code(), Some(0));
+    check_stops(&room.numbers(), &rounds, |_| false);
     room.wait_for_no_processes().await;
     let again = check(&room.numbers(), last);
-    assert!(again <= kills * IN_FLIGHT, "{again} were done again");
+    assert!(again <= kills * AGAIN, "{again} were done again");
     println!("{last} tasks, {kills} kills, {again} done again");
 }
 

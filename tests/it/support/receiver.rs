@@ -190,13 +190,20 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         lock(&shared.streams).push(twin);
         let number = shared.connections.fetch_add(1, Ordering::SeqCst);
         let shared = shared.clone();
-        thread::spawn(move || match &shared.tls {
-            None => serve(stream, number, &shared),
-            Some(config) => {
-                if let Ok(session) = ServerConnection::new(config.clone()) {
-                    serve(StreamOwned::new(session, stream), number, &shared);
+        let Ok(end) = stream.try_clone() else {
+            continue;
+        };
+        thread::spawn(move || {
+            match &shared.tls {
+                None => serve(stream, number, &shared),
+                Some(config) => {
+                    if let Ok(session) = ServerConnection::new(config.clone()) {
+                        serve(StreamOwned::new(session, stream), number, &shared);
+                    }
                 }
             }
+            // Its twins are still open.
+            let _ = end.shutdown(Shutdown::Both);
         });
     }
 }
