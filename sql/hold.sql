@@ -57,8 +57,10 @@ create unique index if not exists hold_position
   on aftercommit.hold (slot, commit_lsn, ordinal, hashtextextended(id, 0));
 create index if not exists hold_due
   on aftercommit.hold (slot, sink, due_at, hold_id) where due_at is not null;
+-- The order of a queue is that of hold_id + 0, which no other index has: where the planner takes a table for empty that has
+-- just filled, it would else look for a queue's first row by any of them, among all rows.
 create index if not exists hold_queue
-  on aftercommit.hold (slot, sink, hashtextextended(key, 0), hold_id) where blocks;
+  on aftercommit.hold (slot, sink, hashtextextended(key, 0), (hold_id + 0)) where blocks;
 -- For cancel(). No hash index: that counts pages as its own before the disk has given them, and once the disk is full every
 -- checkpoint of the server fails on them, and any statement that has to write one out.
 create index if not exists hold_id_hash

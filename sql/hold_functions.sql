@@ -1,5 +1,6 @@
 -- The queues of aftercommit.hold, and what an operator or an application may do to a held task with nothing but psql.
--- All but cancel() run with the caller's rights.
+-- All but cancel() run with the caller's rights. Those that an operator calls tell the planner what the daemon tells it on
+-- its own connection: each row is found by an index, however empty the table was when it was last looked at.
 
 -- Everything that changes a queue takes this lock first, until the end of its transaction; per slot.
 create or replace function aftercommit.hold_lock(slot text) returns void
@@ -23,7 +24,7 @@ as $function$
     from aftercommit.hold q
     where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
       and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-    order by q.hold_id
+    order by q.hold_id + 0
     limit 1
   ) head
   cross join lateral (
@@ -33,7 +34,7 @@ as $function$
       from aftercommit.hold q
       where q.slot = k.slot and q.sink = k.sink and q.blocks and q.key = k.key
         and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-      order by q.hold_id
+      order by q.hold_id + 0
       limit 1000
     ) first
   ) next
@@ -63,8 +64,8 @@ begin
         select q.hold_id, q.due_at
         from aftercommit.hold q
         where q.slot = head.slot and q.sink = head.sink and q.blocks and q.key = head.key
-          and hashtextextended(q.key, 0) = hashtextextended(head.key, 0) and q.hold_id > last
-        order by q.hold_id
+          and hashtextextended(q.key, 0) = hashtextextended(head.key, 0) and q.hold_id + 0 > last
+        order by q.hold_id + 0
         limit 100
       ), stopped as (
         update aftercommit.hold h set due_at = null, updated_at = clock_timestamp()
@@ -82,7 +83,7 @@ $function$;
 -- is not even queued.
 create or replace function aftercommit.hold_after_delete() returns trigger
 language plpgsql volatile
-set search_path = ''
+set search_path = '' set enable_seqscan = off set enable_sort = off
 as $function$
 begin
   perform aftercommit.hold_lock(old.slot);
@@ -115,11 +116,12 @@ begin
     set hold_id = default, blocks = true, due_at = null, updated_at = clock_timestamp()
     where h.hold_id = next and h.slot = hold_enqueue.slot and not h.blocks and h.key is not null
       and h.state = 'scheduled'
-      and exists (
-        select from aftercommit.hold q
+      and (
+        select true from aftercommit.hold q
         where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
           and hashtextextended(q.key, 0) = hashtextextended(h.key, 0)
-      );
+        order by q.hold_id + 0 limit 1
+      ) is not null;
   end loop;
 end
 $function$;
@@ -129,7 +131,7 @@ $function$;
 -- matched is routed anew. Scheduled tasks are left alone.
 create or replace function aftercommit.hold_retry(hold_ids bigint[]) returns bigint
 language plpgsql volatile
-set search_path = ''
+set search_path = '' set enable_seqscan = off set enable_sort = off
 as $function$
 declare
   retried bigint;
@@ -141,11 +143,12 @@ begin
       attempts = case when h.state = 'dead' then 0 else h.attempts end,
       expires_at = case when h.state = 'dead' then null else h.expires_at end,
       due_at = case
-        when h.blocks and exists (
-          select from aftercommit.hold q
+        when h.blocks and (
+          select true from aftercommit.hold q
           where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
-            and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
-        ) then h.due_at
+            and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id + 0 < h.hold_id
+          order by q.hold_id + 0 limit 1
+        ) is not null then h.due_at
         else least(h.due_at, clock_timestamp())
       end
   where h.hold_id = any (hold_ids) and h.state <> 'scheduled';
@@ -165,7 +168,7 @@ $function$;
 -- transaction is cancelling is passed over. Those behind them go on.
 create or replace function aftercommit.hold_discard(hold_ids bigint[]) returns bigint
 language plpgsql volatile
-set search_path = ''
+set search_path = '' set enable_seqscan = off set enable_sort = off
 as $function$
 declare
   discarded bigint;

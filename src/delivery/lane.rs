@@ -245,13 +245,14 @@ impl Running {
     fn is_away(&mut self, cause: Cause) {
         let now = Instant::now();
         let sink = &self.lane.name;
-        if self.away.is_none() {
-            warn!(%sink, %cause, "the sink is away; its tasks wait");
+        let was_away = self.away.is_some();
+        if !was_away {
             self.queue.report_away(true);
             let recovered = self.recovered.take();
             let before = recovered.filter(|(at, _)| at.elapsed() < STEADY);
             self.away = before.map(|(_, away)| away);
         }
+        let relapses = !was_away && self.away.is_some();
         let away = self.away.get_or_insert_with(|| Away {
             cause: cause.clone(),
             backoff: Backoff::new(self.lane.outage_backoff),
@@ -260,8 +261,11 @@ impl Running {
             spilled: false,
         });
         let pause = away.backoff.next(fastrand::f64());
-        if away.backoff.attempts() > 1 {
-            info!(%sink, %cause, attempts = away.backoff.attempts(), "the sink is still away");
+        let attempts = away.backoff.attempts();
+        match (was_away, relapses) {
+            (true, _) => info!(%sink, %cause, attempts, "the sink is still away"),
+            (false, true) => info!(%sink, %cause, attempts, "the sink is away again"),
+            (false, false) => warn!(%sink, %cause, "the sink is away; its tasks wait"),
         }
         away.cause = cause;
         away.next_try = now + pause;

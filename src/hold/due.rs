@@ -123,11 +123,12 @@ order by h.due_at, h.hold_id";
 /// By arrays and not by joins: where the planner takes the table for empty, it would go through all of it for each row.
 const RELEASE: &str = "\
 with chosen as materialized (
-  select h.hold_id, not h.blocks and h.key is not null and exists (
-           select from aftercommit.hold q
+  select h.hold_id, not h.blocks and h.key is not null and (
+           select true from aftercommit.hold q
            where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
              and hashtextextended(q.key, 0) = hashtextextended(h.key, 0)
-         ) as waits
+           order by q.hold_id + 0 limit 1
+         ) is not null as waits
   from aftercommit.hold h where h.hold_id = any ($1) and h.state = 'scheduled'
 ), released as (
   update aftercommit.hold h set released_at = clock_timestamp()

@@ -35,6 +35,11 @@ pub use store::{Queue, Settled, bury, postpone, remove, settle_queues};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
 
+/// How a connection has to plan that works on the table. Autovacuum may have looked when it was all but empty, and then it
+/// fills: to the planner, who takes it for empty still, one index is as good as another, or none. So queues are asked for in
+/// the order of `hold_id + 0`, which only their index has.
+pub const PLANNER: &str = "set enable_seqscan = off; set enable_sort = off";
+
 /// Why a task is held.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum State {

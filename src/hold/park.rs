@@ -78,7 +78,7 @@ cross join lateral (
   offset 0
 ) h";
 
-/// The last row of each queue that is not empty.
+/// The last row of each queue that is not empty. See [`PLANNER`](super::PLANNER) for its order.
 const TAILS: &str = "\
 select k.place, tail.due_at, tail.attempts
 from unnest($2::text[], $3::text[]) with ordinality k (sink, key, place)
@@ -86,7 +86,7 @@ cross join lateral (
   select q.due_at, q.attempts from aftercommit.hold q
   where q.slot = $1 and q.sink = k.sink and q.blocks and q.key = k.key
     and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-  order by q.hold_id desc limit 1
+  order by q.hold_id + 0 desc limit 1
 ) tail";
 
 /// Holds tasks. A row that is held already, at the same position, stays as it is.

@@ -79,7 +79,7 @@ pub async fn settle_queues(db: &Client, slot: &str, queues: Vec<Queue>) -> Resul
           select q.hold_id, q.due_at, q.state from aftercommit.hold q
           where q.slot = $1 and q.sink = k.sink and q.blocks and q.key = k.key
             and hashtextextended(q.key, 0) = hashtextextended(k.key, 0)
-          order by q.hold_id limit 1
+          order by q.hold_id + 0 limit 1
         ) head on true
         where head.hold_id is null or head.due_at is null and head.state <> 'dead'
         order by k.place";
@@ -150,11 +150,12 @@ pub async fn postpone(db: &Transaction<'_>, slot: &str, rows: &[Postponed]) -> R
          set state = 'retrying', attempts = g.attempts, last_error = g.error, updated_at = clock_timestamp(),
              blocks = h.blocks or h.state = 'scheduled' and h.key is not null,
              due_at = case
-               when h.key is not null and (h.blocks or h.state = 'scheduled') and exists (
-                 select from aftercommit.hold q
+               when h.key is not null and (h.blocks or h.state = 'scheduled') and (
+                 select true from aftercommit.hold q
                  where q.slot = h.slot and q.sink = h.sink and q.blocks and q.key = h.key
-                   and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id < h.hold_id
-               ) then null
+                   and hashtextextended(q.key, 0) = hashtextextended(h.key, 0) and q.hold_id + 0 < h.hold_id
+                 order by q.hold_id + 0 limit 1
+               ) is not null then null
                else clock_timestamp() + g.due_in * interval '1 microsecond'
              end
          from unnest($1::int8[], $2::int8[], $3::int4[], $4::text[]) g (hold_id, due_in, attempts, error)

@@ -134,15 +134,12 @@ async fn connect(target: &Target) -> Result<Connection, Error> {
     let driver = tokio::spawn(drive(driver)).abort_handle();
     let connection = Connection { client, driver };
     // Where commits of this database may be lost in a crash, ours may not: the slot is confirmed after them. And what a round
-    // of ours has locked must not stay so, if we are gone and nobody tells the server. Each row is found by an index, which
-    // the planner does not see of a table that has just filled and was not analyzed.
+    // of ours has locked must not stay so, if we are gone and nobody tells the server.
+    const SAFE: &str = "select set_config('synchronous_commit', 'local', false) \
+                        where current_setting('synchronous_commit') = 'off'; \
+                        set idle_in_transaction_session_timeout = '30s'";
     connection
-        .batch_execute(
-            "select set_config('synchronous_commit', 'local', false) \
-             where current_setting('synchronous_commit') = 'off'; \
-             set idle_in_transaction_session_timeout = '30s'; \
-             set enable_seqscan = off",
-        )
+        .batch_execute(&format!("{SAFE}; {}", hold::PLANNER))
         .await
         .map_err(|error| Error::sql("the keeper's session", error))?;
     // So that a statement ends whose connection is gone. Not every platform can see that.

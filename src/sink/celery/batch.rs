@@ -15,8 +15,9 @@ const MAX_MESSAGE: usize = 512 << 20;
 /// What the buffers have grown to beyond this is given back after the batch.
 const BUFFERS_KEPT: usize = 4 << 20;
 /// For each list, its messages as arguments of one LPUSH.
-#[derive(Default)]
 pub(super) struct Batch {
+    /// Bytes of the largest message; less than that.
+    limit: usize,
     groups: Vec<Group>,
     used: usize,
     key: Vec<u8>,
@@ -29,6 +30,18 @@ pub(super) struct Group {
     pub(super) messages: Vec<u8>,
     /// Indices of the tasks, one per message.
     pub(super) tasks: Vec<usize>,
+}
+
+impl Default for Batch {
+    fn default() -> Batch {
+        Batch {
+            limit: MAX_MESSAGE,
+            groups: Vec::new(),
+            used: 0,
+            key: Vec::new(),
+            body: Vec::new(),
+        }
+    }
 }
 
 impl Batch {
@@ -53,12 +66,13 @@ impl Batch {
         self.body.shrink_to(BUFFERS_KEPT);
     }
 
-    /// Encodes `message` once for each of `queues`.
+    /// Encodes `message` once for each of `queues`; `arguments` are the bytes of its task's
+    /// args and kwargs.
     pub(super) fn add(
         &mut self,
         lists: &Lists,
         message: &Message<'_>,
-        index: usize,
+        (index, arguments): (usize, usize),
         queues: &[&str],
         forbidden: &HashMap<Vec<u8>, Cause>,
     ) -> Outcome {
@@ -78,6 +92,18 @@ impl Batch {
                 }
             }
         }
+        let limit = self.limit;
+        let too_large = |len: usize| {
+            Outcome::Reject(Cause::new(format!(
+                "the message has {len} bytes, and Redis takes less than {} MiB",
+                limit >> 20
+            )))
+        };
+        // They become base64. What is far too large is not even encoded: that would take its size several times over.
+        let least = arguments / 3 * 4;
+        if least >= limit {
+            return too_large(least);
+        }
         for queue in queues {
             self.key.clear();
             lists.write_key(&mut self.key, queue, message.priority);
@@ -86,11 +112,13 @@ impl Batch {
             let len = resp::write_bulk_with(&mut group.messages, |out| {
                 kombu::write(out, message, Uuid::new_v4(), body);
             });
-            if len >= MAX_MESSAGE {
+            if len >= limit {
                 group.messages.truncate(before);
-                return Outcome::Reject(Cause::new(format!(
-                    "the message has {len} bytes, and Redis takes 512 MiB"
-                )));
+                if group.tasks.is_empty() {
+                    // It was made for this one, and is the last.
+                    self.used -= 1;
+                }
+                return too_large(len);
             }
             group.tasks.push(index);
         }
@@ -115,5 +143,50 @@ impl Batch {
             group.tasks.clear();
         }
         (group, &mut self.body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::envelope::celery::Defaults;
+    use crate::outbox::{Field, Position, Task};
+    use crate::pg::Timestamp;
+
+    #[test]
+    fn what_is_too_large_leaves_no_trace() {
+        let defaults = Defaults {
+            queue: "celery".to_owned(),
+            origin: "here".to_owned(),
+        };
+        let lists = Lists {
+            prefix: String::new(),
+            separator: String::new(),
+            steps: vec![0],
+        };
+        let mut batch = Batch {
+            limit: 8_000,
+            ..Batch::default()
+        };
+        // The second is too large once it is encoded, the third from the start.
+        for (index, (queue, bytes)) in [("a", 9), ("b", 5_500), ("b", 9_000), ("a", 5_500)]
+            .into_iter()
+            .enumerate()
+        {
+            let args = format!("[\"{}\"]", "x".repeat(bytes));
+            let fields = [
+                (Field::Id, "6b8d3c9e-1b1b-4d4e-9d57-1c1e6f9f0a11"),
+                (Field::Task, "a.task"),
+                (Field::Args, &args),
+            ];
+            let task = Task::from_fields(fields, Position::default(), Timestamp(0));
+            let message = Message::new(&task, &defaults, Timestamp(0)).expect("a message");
+            let place = (index, args.len());
+            let outcome = batch.add(&lists, &message, place, &[queue], &HashMap::new());
+            assert_eq!(outcome == Outcome::Delivered, index == 0, "{index}");
+        }
+        let groups = batch.groups();
+        assert_eq!(groups.len(), 1);
+        assert_eq!((&*groups[0].list, &*groups[0].tasks), (&b"a"[..], &[0][..]));
     }
 }

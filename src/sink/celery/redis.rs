@@ -20,7 +20,7 @@ use super::url::Address;
 use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::kombu::Lists;
-use crate::outbox::Task;
+use crate::outbox::{Field, Task};
 use crate::sink::marks::{Mark, Memory, Terms};
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sink};
 
@@ -218,18 +218,26 @@ impl Redis {
         link.ledger = Ledger::Closed;
         let key = ledger::key(&self.lists.prefix, &terms.scope);
         let trouble = |trouble| outage(trouble, &self.address);
-        let claim = ledger::claim(&mut link.connection, &key).await;
-        let (owner, there) = match claim.map_err(trouble)? {
-            Claim::Ours { owner, there } => (owner, there),
+        let in_doubt = self.memory.in_doubt();
+        let claim = ledger::claim(&mut link.connection, &key, in_doubt).await;
+        let (owner, there, doubtful) = match claim.map_err(trouble)? {
+            Claim::Ours {
+                owner,
+                there,
+                doubtful,
+            } => (owner, there, doubtful),
             Claim::Contested => return Err(self.contested()),
             Claim::Refused(refusal) => {
                 self.refuse_marks(link, &refusal);
                 return Ok(None);
             }
         };
-        let unread = self.memory.unread(there);
+        let mut unread = self.memory.unread(there);
+        let known = in_doubt.zip(doubtful);
+        unread.retain(|number| known.as_ref().is_none_or(|(known, _)| known != number));
         let read = ledger::read(&mut link.connection, &key, unread).await;
-        self.memory.recall(read.map_err(trouble)?);
+        let notes = read.map_err(trouble)?.into_iter().chain(known);
+        self.memory.recall(notes);
         link.ledger = Ledger::Ours(owner.clone());
         Ok(Some(owner))
     }
@@ -287,11 +295,18 @@ impl Redis {
                 )));
                 continue;
             }
+            let arguments = [Field::Args, Field::Kwargs].map(|field| task.text(field));
+            let arguments = arguments.into_iter().flatten().map(str::len).sum();
             let outcome = match Message::new(task, &self.defaults, now) {
                 Ok(message) if message.exchange.is_empty() => {
                     let queues = [&*message.routing_key];
-                    self.batch
-                        .add(&self.lists, &message, index, &queues, forbidden)
+                    self.batch.add(
+                        &self.lists,
+                        &message,
+                        (index, arguments),
+                        &queues,
+                        forbidden,
+                    )
                 }
                 Ok(message) => match self.bindings.get(&*message.exchange) {
                     Some((_, Err(outcome))) => outcome.clone(),
@@ -302,8 +317,13 @@ impl Redis {
                             .collect();
                         queues.sort_unstable();
                         queues.dedup();
-                        self.batch
-                            .add(&self.lists, &message, index, &queues, forbidden)
+                        self.batch.add(
+                            &self.lists,
+                            &message,
+                            (index, arguments),
+                            &queues,
+                            forbidden,
+                        )
                     }
                     None => {
                         unknown.insert(message.exchange.into_owned());

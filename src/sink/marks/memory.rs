@@ -65,6 +65,11 @@ impl Memory {
         true
     }
 
+    /// The number of the note whose batch's answer did not come.
+    pub fn in_doubt(&self) -> Option<u64> {
+        self.under_way.as_ref().map(|note| note.number)
+    }
+
     /// Which of the notes that are there must be read; ascending.
     pub fn unread(&mut self, mut there: Vec<u64>) -> Vec<u64> {
         there.sort_unstable();

@@ -28,7 +28,8 @@ async fn one_key(sheet: Sheet) {
     let config = edited(
         &trial.config(),
         "backoff = \"50ms..500ms\"",
-        "backoff = \"200ms..400ms\", hold_after = \"300ms\"",
+        // More attempts than there is time for: it is to fail, and not to die.
+        "attempts = 100000, backoff = \"200ms..400ms\", hold_after = \"300ms\"",
     );
     let life = trial.start(&config);
     let mut writer = trial.exam.writer(1).await;
