@@ -143,10 +143,10 @@ async fn a_webhook_survives_kills_outages_and_refusals() {
     let mut kills = 0;
     let mut rounds = Vec::new();
     for round in 0..6 {
+        let before = receiver.requests().len();
         let mut daemon = Daemon::start(&config);
         commit(&postgres, last + 1, 1000);
         last += 1000;
-        let before = receiver.requests().len();
         eventually(PATIENCE, "it goes on", || async {
             (receiver.requests().len() > before + 200).then_some(())
         })
@@ -255,10 +255,10 @@ async fn local_workers_survive_kills_and_leave_nothing_behind() {
     let mut kills = 0;
     let mut rounds = Vec::new();
     for round in 0..4 {
+        let before = room.numbers().len();
         let mut daemon = Daemon::start(&config);
         commit(&postgres, last + 1, 1000);
         last += 1000;
-        let before = room.numbers().len();
         eventually(PATIENCE, "it goes on", || async {
             (room.numbers().len() > before + 200).then_some(())
         })
