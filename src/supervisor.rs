@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::error;
 
 use crate::budget::Memory;
@@ -25,6 +26,8 @@ const REPORTS: usize = 64;
 const KEPT: usize = 4;
 /// Of the memory budget, this part is for tasks that come from the hold table.
 const RELEASED_PART: usize = 4;
+/// How long sinks may take to end what they have started.
+const LANES_END: Duration = Duration::from_millis(1500);
 /// Pauses while a sink is away. Short enough that deliveries go on within five seconds of its return, however long it
 /// was away.
 const OUTAGE: BackoffRange = BackoffRange {
@@ -195,6 +198,11 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         },
     );
     let end = relay.run().await;
+    // The lanes have nobody to report to now; they end, and what their sinks have started does.
+    let ended = timeout(LANES_END, async {
+        while lanes.join_next().await.is_some() {}
+    });
+    let _ = ended.await;
     if tokio::task::spawn_blocking(move || intake.join())
         .await
         .is_err()

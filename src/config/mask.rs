@@ -186,7 +186,16 @@ fn is_closed(value: &str) -> bool {
 /// Keys whose values are secret, or may carry one.
 pub(super) fn is_secret_key(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
-    let telling = ["url", "replicas", "passw", "secret", "token", "dsn"];
+    let telling = [
+        "url",
+        "replicas",
+        "passw",
+        "secret",
+        "token",
+        "dsn",
+        "extra_headers",
+        "environment",
+    ];
     telling.iter().any(|part| key.contains(part)) && !key.ends_with("_file")
 }
 

@@ -100,6 +100,11 @@ impl Lane {
 
 impl Running {
     async fn run(mut self) {
+        self.work().await;
+        self.lane.sink.close().await;
+    }
+
+    async fn work(&mut self) {
         loop {
             let away = self.away.is_some();
             let (lane, queue) = (&mut self.lane, &mut self.queue);
@@ -116,12 +121,15 @@ impl Running {
                 .as_ref()
                 .is_none_or(|away| away.spilled || away.next_try <= Instant::now());
             let batch = match may_try {
-                true => self.queue.next_batch(at(), BATCH_TASKS, BATCH_BYTES),
+                true => {
+                    let most = self.lane.sink.most().clamp(1, BATCH_TASKS);
+                    self.queue.next_batch(at(), most, BATCH_BYTES)
+                }
                 false => Vec::new(),
             };
             let tried = !batch.is_empty();
-            if tried {
-                self.hand_over(batch).await;
+            if tried && !self.hand_over(batch).await {
+                return;
             }
             if let Some(report) = self.queue.take_report()
                 && self.lane.reports.send(report).await.is_err()
@@ -156,14 +164,16 @@ impl Running {
         }
     }
 
-    /// Hands one batch to the sink.
-    async fn hand_over(&mut self, batch: Vec<Passage>) {
+    /// Hands one batch to the sink. False when nobody listens any more.
+    async fn hand_over(&mut self, batch: Vec<Passage>) -> bool {
         let (tasks, tags): (Vec<Task>, Vec<(Origin, usize)>) = batch
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
         let generation = self.lane.marking.generation();
-        let answer = self.deliver(&tasks).await;
+        let Some(answer) = self.deliver(&tasks).await else {
+            return false;
+        };
         failpoint::reach(Point::Acknowledged);
         self.lane.marking.answered(self.queue.turn());
         // What is not delivered of an earlier generation comes again.
@@ -198,6 +208,7 @@ impl Running {
                 self.is_away(cause);
             }
         }
+        true
     }
 
     fn outcome(&mut self, passage: Passage, outcome: Outcome) {

@@ -210,7 +210,7 @@ pub(super) fn reserved(name: &[u8]) -> Unfit {
 }
 
 /// A JSON column's text; `None` for NULL and for JSON's null.
-pub(super) fn json_column(task: &Task, field: Field, kind: Kind) -> Result<Option<&[u8]>, Unfit> {
+pub(crate) fn json_column(task: &Task, field: Field, kind: Kind) -> Result<Option<&[u8]>, Unfit> {
     let Some(text) = task.get(field) else {
         return Ok(None);
     };

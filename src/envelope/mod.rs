@@ -6,6 +6,7 @@
 pub mod amqp;
 mod call;
 pub mod celery;
+pub mod event;
 pub mod json;
 pub mod kombu;
 mod options;

@@ -1,13 +1,18 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
 pub mod amqp;
+mod answered;
 mod broker_url;
 pub mod celery;
+pub mod exec;
 pub mod marks;
 pub mod null;
+mod order;
+mod pace;
 pub mod redis;
 pub mod redis_client;
 pub mod stdout;
+pub mod webhook;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -82,6 +87,9 @@ pub enum Sight {
 /// What [`Sink::probe`] returns.
 pub type Probe<'a> = Pin<Box<dyn Future<Output = Vec<Sight>> + Send + 'a>>;
 
+/// What [`Sink::close`] returns.
+pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// A destination.
 ///
 /// The contract, which `tests/it/conformance.rs` checks for every sink:
@@ -110,6 +118,16 @@ pub trait Sink: Send {
     /// Looks at the place: whether it is there and lets us in, whether we have the rights that we need, and which of its
     /// settings lose messages. Changes nothing there. The caller bounds the wait.
     fn probe(&mut self) -> Probe<'_>;
+
+    /// How many tasks it wants at a time, at most: not more than it can soon answer for.
+    fn most(&self) -> usize {
+        usize::MAX
+    }
+
+    /// It is not used any more: ends what it has started, within a bounded time.
+    fn close(&mut self) -> Closing<'_> {
+        Box::pin(std::future::ready(()))
+    }
 
     /// How long before its `run_at` a task may be handed over: its message says when it is to run, and the receiver keeps
     /// it until then. What is further ahead waits in the hold table.
@@ -216,9 +234,11 @@ macro_rules! tables {
 tables! {
     amqp,
     celery,
+    exec,
     null,
     redis,
     stdout,
+    webhook,
 }
 
 /// A sink's name in the configuration, and its client.

@@ -6,7 +6,7 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 16] = [
+const NO_DEFAULT: [&str; 25] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
@@ -21,6 +21,15 @@ const NO_DEFAULT: [&str; 16] = [
     "sink.redis.NAME.stream",
     "sink.redis.NAME.list",
     "sink.redis.NAME.maxlen",
+    "sink.exec.NAME.command",
+    "sink.exec.NAME.directory",
+    "sink.webhook.NAME.url",
+    "sink.webhook.NAME.url_file",
+    "sink.webhook.NAME.secret",
+    "sink.webhook.NAME.secret_file",
+    "sink.webhook.NAME.ca_file",
+    "sink.webhook.NAME.certificate_file",
+    "sink.webhook.NAME.key_file",
     "route.task",
     "route.sink",
 ];

@@ -16,8 +16,9 @@ const EVERY: Duration = Duration::from_millis(100);
 
 impl Running {
     /// Hands tasks to the sink. While it does not answer and the daemon is short of room, or it was away before, what comes
-    /// behind goes to the hold; but not the tasks of keys that are in the sink's hands, whose order is not known yet.
-    pub(super) async fn deliver(&mut self, tasks: &[Task]) -> Result<Vec<Outcome>, Outage> {
+    /// behind goes to the hold; but not the tasks of keys that are in the sink's hands, whose order is not known yet. `None`:
+    /// nobody would hear the answer any more.
+    pub(super) async fn deliver(&mut self, tasks: &[Task]) -> Option<Result<Vec<Outcome>, Outage>> {
         let Running {
             lane:
                 Lane {
@@ -44,7 +45,8 @@ impl Running {
         loop {
             tokio::select! {
                 biased;
-                answer = &mut delivery => return answer,
+                answer = &mut delivery => return Some(answer),
+                () = reports.closed() => return None,
                 () = sleep_until(look_at) => look_at = Instant::now() + EVERY,
             }
             if !tries && !*strain.borrow() {

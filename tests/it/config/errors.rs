@@ -258,18 +258,18 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
   = help: write it like "1s..10m": the shortest pause, two dots, the longest"#,
         ),
         (
-            "[sink.webhook.audit]\nurl = \"https://u:hunter2@h/\"",
+            "[sink.bullmq.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type webhook is not part of this build; it has: amqp, celery, stdout
+error: sink type bullmq is not part of this build; it has: amqp, celery, exec, redis, stdout, webhook
  --> app.toml:1:7
   |
-1 | [sink.webhook.audit]
-  |       ^^^^^^^"#,
+1 | [sink.bullmq.audit]
+  |       ^^^^^^"#,
         ),
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: amqp, celery, stdout
+error: unknown sink type celrey; this build has: amqp, celery, exec, redis, stdout, webhook
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
@@ -431,7 +431,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are amqp, celery, stdout
+  = help: write [sink.TYPE.workers]; the types are amqp, celery, exec, redis, stdout, webhook
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1

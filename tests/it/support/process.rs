@@ -177,6 +177,29 @@ pub(crate) fn scratch(name: &str) -> TempDir {
     directory
 }
 
+/// A program in a file, that may be run at once: no other thread's child can still have it open for writing.
+pub(crate) fn write_program(path: &Path, text: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let written = Command::new("sh")
+        .args(["-c", "cat >\"$0\"", &path.display().to_string()])
+        .stdin(Stdio::piped())
+        .spawn()
+        .and_then(|mut shell| {
+            shell
+                .stdin
+                .take()
+                .map(|mut pipe| pipe.write_all(text.as_bytes()))
+                .transpose()?;
+            shell.wait()
+        });
+    assert!(
+        written.is_ok_and(|status| status.success()),
+        "{} is written",
+        path.display()
+    );
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it may be run");
+}
+
 /// A file system is going to be mounted on this folder.
 pub(super) fn watch_mount(folder: &Path) {
     tell_watcher(&format!("mount {}", folder.display()));

@@ -1,0 +1,196 @@
+//! The sink: which worker gets which task, and what its end means.
+
+use std::time::Duration;
+
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+
+use super::process::{Program, Worker, cause};
+use crate::backoff::Backoff;
+use crate::envelope::plain;
+use crate::outbox::Task;
+use crate::sink::answered::Answered;
+use crate::sink::order::Order;
+use crate::sink::pace::Pace;
+use crate::sink::{Cause, Closing, Delivery, Outage, Outcome, Probe, Sight, Sink};
+use crate::units::BackoffRange;
+
+/// Pauses between starts, where workers end and never answer.
+const RESTARTS: BackoffRange = BackoffRange {
+    min: Duration::from_millis(200),
+    max: Duration::from_secs(10),
+};
+
+/// Hands tasks to processes of its own.
+pub struct Exec {
+    program: Program,
+    workers: usize,
+    timeout: Duration,
+    idle: Vec<Worker>,
+    /// One for each process that there is, those that are being ended included.
+    guards: JoinSet<()>,
+    answered: Answered,
+    pace: Pace,
+    /// Workers that ended without an answer since there was one.
+    silent: usize,
+    restarts: Backoff,
+    not_before: Option<Instant>,
+}
+
+impl Exec {
+    pub(super) fn new(program: Program, workers: usize, timeout: Duration) -> Exec {
+        Exec {
+            program,
+            workers,
+            timeout,
+            idle: Vec::new(),
+            guards: JoinSet::new(),
+            answered: Answered::default(),
+            pace: Pace::new(workers),
+            silent: 0,
+            restarts: Backoff::new(RESTARTS),
+            not_before: None,
+        }
+    }
+
+    async fn deliver_batch(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
+        if self.not_before.is_some_and(|at| Instant::now() < at) {
+            return Err(Outage(Cause::new(format!(
+                "workers of {} end without an answer; they are started again in a moment",
+                self.program.name()
+            ))));
+        }
+        self.wait_for_ends().await;
+        let began = Instant::now();
+        let mut order = Order::new(batch);
+        let mut under_way = FuturesUnordered::new();
+        let mut outage = None;
+        loop {
+            while outage.is_none()
+                && under_way.len() < self.workers
+                && let Some(index) = order.take()
+            {
+                let Some(task) = batch.get(index) else {
+                    continue;
+                };
+                if self.answered.contains(task) {
+                    order.settle(index, Outcome::Delivered);
+                    continue;
+                }
+                let mut line = Vec::new();
+                if let Err(unfit) = plain::write(&mut line, task) {
+                    order.settle(index, Outcome::Reject(Cause::new(unfit.into_words())));
+                    continue;
+                }
+                line.push(b'\n');
+                match self.worker() {
+                    Ok(worker) => under_way.push(work(index, worker, line, self.timeout)),
+                    Err(cause) => outage = Some(cause),
+                }
+            }
+            // What is under way is let come to its end: it would only be done twice.
+            let Some((index, worker, end)) = under_way.next().await else {
+                break;
+            };
+            self.idle.extend(worker);
+            match end {
+                Ok(outcome) => {
+                    self.silent = 0;
+                    self.restarts.reset();
+                    if let (Outcome::Delivered, Some(task)) = (&outcome, batch.get(index)) {
+                        self.answered.insert(task);
+                    }
+                    order.settle(index, outcome);
+                }
+                Err(cause) => {
+                    self.silent += 1;
+                    if self.silent >= self.workers.max(2) {
+                        self.pause();
+                        outage.get_or_insert(cause);
+                    } else {
+                        order.settle(index, Outcome::Retry(cause));
+                    }
+                }
+            }
+        }
+        if let Some(cause) = outage {
+            return Err(Outage(cause));
+        }
+        self.answered.forget(batch);
+        self.pace.took(batch.len(), began.elapsed());
+        Ok(order.outcomes())
+    }
+
+    /// A worker with nothing to do, or a new one.
+    fn worker(&mut self) -> Result<Worker, Cause> {
+        while let Some(mut worker) = self.idle.pop() {
+            if worker.is_ready() {
+                return Ok(worker);
+            }
+        }
+        let name = self.program.name();
+        let started = self.program.start(&mut self.guards);
+        started.map_err(|error| Cause::new(format!("{name} cannot be started: {error}")))
+    }
+
+    /// The next start has to wait, unless this is the first time.
+    fn pause(&mut self) {
+        self.silent = 0;
+        let again = self.restarts.attempts() > 0;
+        let pause = self.restarts.next(fastrand::f64());
+        self.not_before = again.then(|| Instant::now() + pause);
+    }
+
+    /// Waits for processes that are being ended, as after a batch that was dropped: what they do must not go on beside the
+    /// next task of its key. Their guards bound the wait.
+    async fn wait_for_ends(&mut self) {
+        self.idle.retain_mut(Worker::is_ready);
+        while self.guards.len() > self.idle.len() && self.guards.join_next().await.is_some() {}
+    }
+}
+
+/// Lets a worker do a task. It comes back with an answer, and only then.
+async fn work(
+    index: usize,
+    mut worker: Worker,
+    line: Vec<u8>,
+    limit: Duration,
+) -> (usize, Option<Worker>, Result<Outcome, Cause>) {
+    match timeout(limit, worker.ask(&line)).await {
+        Ok(Ok(outcome)) => (index, Some(worker), Ok(outcome)),
+        Ok(Err(why)) => (index, None, Err(cause(why, worker.end().await))),
+        Err(_) => {
+            let why = format!("the worker has not answered within {limit:?}, and was ended");
+            (index, None, Err(cause(&why, worker.end().await)))
+        }
+    }
+}
+
+impl Sink for Exec {
+    fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
+        Box::pin(self.deliver_batch(batch))
+    }
+
+    fn probe(&mut self) -> Probe<'_> {
+        let sight = match self.program.find() {
+            Ok(path) => Sight::Good(format!("{} can be started", path.display())),
+            Err(words) => Sight::Fault(
+                words,
+                "see to it that command names a program which the daemon's user may run".to_owned(),
+            ),
+        };
+        Box::pin(std::future::ready(vec![sight]))
+    }
+
+    fn most(&self) -> usize {
+        self.pace.most()
+    }
+
+    fn close(&mut self) -> Closing<'_> {
+        Box::pin(async move {
+            self.idle.drain(..).for_each(Worker::release);
+            while self.guards.join_next().await.is_some() {}
+        })
+    }
+}

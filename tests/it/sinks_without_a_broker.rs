@@ -1,0 +1,327 @@
+//! The daemon with sinks that have no broker: kills, stops and outages, under load; nothing lost, keys in order.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::daemon::{Daemon, init};
+use crate::support::postgres::{Options, Postgres};
+use crate::support::process::{scratch, write_program};
+use crate::support::receiver::{Answer, Receiver};
+use crate::support::tasks::with_sink;
+use crate::support::wait::{PATIENCE, eventually};
+
+const NAME: &str = "brokerless";
+const KEYS: usize = 50;
+const IN_FLIGHT: usize = 200;
+/// What a kill may repeat: what is in flight from the stream and from the hold table, and what was settled since that was last
+/// written down.
+const AGAIN: usize = 2 * IN_FLIGHT;
+/// The webhook's requests at a time; with an outage, so many are without an answer.
+const SIDE_BY_SIDE: usize = 16;
+const CANARY: &str = "k3ep-me-s3cret";
+
+/// Commits so many tasks, from number `from` on, several in a transaction; task and key tell where each belongs.
+fn commit(postgres: &Postgres, from: usize, count: usize) {
+    let to = from + count - 1;
+    postgres.psql(&format!(
+        "do $$ begin
+           for n in {from} .. {to} loop
+             insert into aftercommit.outbox (id, task, key, kwargs)
+               values (lpad(n::text, 32, '0')::uuid, 'a.b', n % {KEYS}, json_build_object('n', n, 'canary', '{CANARY}'));
+             if n % 7 = 0 then commit; end if;
+           end loop;
+         end $$"
+    ));
+}
+
+/// All of 1 to `last` has come, the first time in the order of its key; says how many came again.
+fn check(numbers: &[usize], last: usize) -> usize {
+    let mut seen = HashSet::new();
+    let mut latest: HashMap<usize, usize> = HashMap::new();
+    for n in numbers {
+        if seen.insert(*n) {
+            let before = latest.insert(n % KEYS, *n);
+            assert!(
+                before.is_none_or(|before| before < *n),
+                "{n} after {before:?}"
+            );
+        }
+    }
+    assert_eq!(seen.len(), last, "lost or invented");
+    numbers.len() - last
+}
+
+/// How a round of a daemon ended: after so many had come, by a kill or as asked.
+struct Round {
+    end: usize,
+    is_killed: bool,
+}
+
+/// Nothing that came before a graceful stop comes again after it, but what was `refused` before.
+fn check_stops(numbers: &[usize], rounds: &[Round], refused: impl Fn(usize) -> bool) {
+    let round_of = |at: usize| rounds.iter().position(|round| at < round.end);
+    let mut first: HashMap<usize, Option<usize>> = HashMap::new();
+    for (at, n) in numbers.iter().enumerate() {
+        let round = round_of(at);
+        let begun = *first.entry(*n).or_insert(round);
+        let is_stopped = begun
+            .and_then(|begun| rounds.get(begun))
+            .is_some_and(|round| !round.is_killed);
+        assert!(
+            begun == round || !is_stopped || refused(*n),
+            "{n} came again after a graceful stop"
+        );
+    }
+}
+
+async fn wait_until_settled(postgres: &Postgres) {
+    eventually(PATIENCE, "all is settled", || async {
+        let left = "select (select count(*) from aftercommit.outbox) + (select count(*) from aftercommit.hold)";
+        (postgres.psql(left) == "0").then_some(())
+    })
+    .await;
+}
+
+fn postgres(config: impl Fn(&Postgres) -> String) -> (Postgres, String) {
+    let postgres = Postgres::start(Options::default());
+    let config = config(&postgres);
+    init(&config);
+    (postgres, config)
+}
+
+fn configured(postgres: &Postgres, sink: &str) -> String {
+    let more = format!("[outbox]\n[limits]\nin_flight = {IN_FLIGHT}\n");
+    let url = postgres.url(crate::support::postgres::SUPERUSER);
+    with_sink(&url, NAME, sink, &more).replace(
+        "sink = \"out\"",
+        "sink = \"out\"\nretry = { backoff = \"50ms..200ms\", hold_after = \"500ms\" }",
+    )
+}
+
+fn assert_discreet(daemon: &Daemon) {
+    assert!(!daemon.log().contains(CANARY), "a payload is in the log");
+}
+
+/// Numbers as they came, also those that were refused.
+fn numbers(receiver: &Receiver) -> Vec<usize> {
+    let requests = receiver.requests();
+    let taken = requests
+        .iter()
+        .map(|request| request.json()["kwargs"]["n"].as_u64());
+    taken
+        .map(|n| usize::try_from(n.expect("a number")).expect("small"))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_webhook_survives_kills_outages_and_refusals() {
+    // Each number whose request is odd in some way gets through the second time.
+    let tried: std::sync::Mutex<HashSet<String>> = std::sync::Mutex::default();
+    let mut receiver = Receiver::deciding(move |request| {
+        let first = tried
+            .lock()
+            .expect("no panic")
+            .insert(request.header("webhook-id").to_owned());
+        let n = request.json()["kwargs"]["n"].as_u64().expect("a number");
+        match n % 97 {
+            3 if first => Answer::Status(503, vec!["retry-after: 0".to_owned()]),
+            5 if first => Answer::Close,
+            _ => Answer::Status(204, Vec::new()),
+        }
+    });
+    let sink = format!(
+        "[sink.webhook.out]\nurl = \"{}\"\nsecret = \"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\"\nallow_addresses = [\"127.0.0.1\"]\n",
+        receiver.url()
+    );
+    let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
+    let mut last = 0;
+    let mut kills = 0;
+    let mut rounds = Vec::new();
+    for round in 0..6 {
+        let before = receiver.requests().len();
+        let mut daemon = Daemon::start(&config);
+        commit(&postgres, last + 1, 1000);
+        last += 1000;
+        eventually(PATIENCE, "it goes on", || async {
+            (receiver.requests().len() > before + 200).then_some(())
+        })
+        .await;
+        match round % 3 {
+            0 => {
+                daemon.kill9();
+                kills += 1;
+            }
+            1 => {
+                receiver.close();
+                tokio::time::sleep(Duration::from_millis(700)).await;
+                receiver.open();
+                wait_until_settled(&postgres).await;
+                assert_eq!(daemon.terminate().await.code(), Some(0));
+            }
+            _ => {
+                let stopped = daemon.terminate().await;
+                assert_eq!(stopped.code(), Some(0));
+            }
+        }
+        assert_discreet(&daemon);
+        rounds.push(Round {
+            end: receiver.requests().len(),
+            is_killed: round % 3 == 0,
+        });
+    }
+    let mut daemon = Daemon::start(&config);
+    wait_until_settled(&postgres).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    check_stops(&numbers(&receiver), &rounds, |n| matches!(n % 97, 3 | 5));
+    // Those that were refused or hung up on came twice by themselves.
+    let refused = (1..=last).filter(|n| matches!(n % 97, 3 | 5)).count();
+    let again = check(&numbers(&receiver), last);
+    assert!(
+        again <= 2 * refused + kills * AGAIN + 2 * SIDE_BY_SIDE,
+        "{again} came again"
+    );
+    println!("{last} tasks, {kills} kills, {refused} refused at first, {again} more requests");
+}
+
+struct Room(TempDir);
+
+impl Room {
+    fn new() -> Room {
+        let room = Room(scratch("room"));
+        write_program(&room.path("worker"), WORKER);
+        room
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn numbers(&self) -> Vec<usize> {
+        let text = fs::read_to_string(self.path("done")).unwrap_or_default();
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole
+            .lines()
+            .map(|line| line.parse().expect("a number"))
+            .collect()
+    }
+
+    async fn wait_for_no_processes(&self) {
+        eventually(PATIENCE, "no worker is left", || async {
+            let text = fs::read_to_string(self.path("pids")).unwrap_or_default();
+            let left = text
+                .lines()
+                .any(|pid| Path::new(&format!("/proc/{pid}")).exists());
+            (!left).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Writes down its number; some tasks fail the first time, and some end the worker.
+const WORKER: &str = r#"#!/usr/bin/env python3
+import json, os, sys
+folder = os.path.dirname(__file__)
+def note(name, what):
+    with open(folder + "/" + name, "a") as file:
+        file.write(f"{what}\n")
+note("pids", os.getpid())
+for line in sys.stdin:
+    n = json.loads(line)["kwargs"]["n"]
+    first = not os.path.exists(f"{folder}/tried-{n}")
+    if n % 97 in (3, 5) and first:
+        open(f"{folder}/tried-{n}", "w").close()
+        if n % 97 == 5:
+            sys.exit(9)
+        print("retry 0s not yet", flush=True)
+        continue
+    note("done", n)
+    print("ok", flush=True)
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn local_workers_survive_kills_and_leave_nothing_behind() {
+    let room = Room::new();
+    let sink = format!(
+        "[sink.exec.out]\ncommand = [{:?}]\nworkers = 3\n",
+        room.path("worker")
+    );
+    let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
+    let mut last = 0;
+    let mut kills = 0;
+    let mut rounds = Vec::new();
+    for round in 0..4 {
+        let before = room.numbers().len();
+        let mut daemon = Daemon::start(&config);
+        commit(&postgres, last + 1, 1000);
+        last += 1000;
+        eventually(PATIENCE, "it goes on", || async {
+            (room.numbers().len() > before + 200).then_some(())
+        })
+        .await;
+        if round % 2 == 0 {
+            daemon.kill9();
+            kills += 1;
+        } else {
+            assert_eq!(daemon.terminate().await.code(), Some(0));
+        }
+        // Their input has ended, and so do they.
+        room.wait_for_no_processes().await;
+        assert_discreet(&daemon);
+        rounds.push(Round {
+            end: room.numbers().len(),
+            is_killed: round % 2 == 0,
+        });
+    }
+    let mut daemon = Daemon::start(&config);
+    wait_until_settled(&postgres).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    check_stops(&room.numbers(), &rounds, |_| false);
+    room.wait_for_no_processes().await;
+    let again = check(&room.numbers(), last);
+    assert!(again <= kills * AGAIN, "{again} were done again");
+    println!("{last} tasks, {kills} kills, {again} done again");
+}
+
+/// A graceful stop waits for the task that is being done, does none twice, and ends the workers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_lets_a_task_come_to_its_end() {
+    let room = Room(scratch("room"));
+    write_program(
+        &room.path("worker"),
+        "#!/bin/sh\ncd \"$(dirname \"$0\")\"\necho $$ >>pids\nwhile read -r line; do echo \"$line\" >>begun; sleep 0.5; echo \"$line\" >>done; echo ok; done\necho end >>ends\n",
+    );
+    let sink = format!(
+        "[sink.exec.out]\ncommand = [{:?}]\nworkers = 2\n",
+        room.path("worker")
+    );
+    let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
+    let mut daemon = Daemon::start(&config);
+    commit(&postgres, 1, 20);
+    let lines = |name: &str| {
+        fs::read_to_string(room.path(name))
+            .unwrap_or_default()
+            .lines()
+            .count()
+    };
+    eventually(PATIENCE, "two have begun", || async {
+        (lines("begun") >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    room.wait_for_no_processes().await;
+    assert_eq!((lines("begun"), lines("ends")), (lines("done"), 2));
+    let mut daemon = Daemon::start(&config);
+    wait_until_settled(&postgres).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let done = fs::read_to_string(room.path("done")).expect("a file");
+    let ids: HashSet<String> = done
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).expect("JSON")["id"].to_string())
+        .collect();
+    assert_eq!((ids.len(), done.lines().count()), (20, 20));
+}
