@@ -12,6 +12,7 @@ have() {
     postgresql) ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 ;;
     redis-server) command -v redis-server >/dev/null ;;
     libfaketime) ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 ;;
+    nats-server) command -v nats-server >/dev/null ;;
     python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
     *) echo "$0: does not know how to look for $1" >&2 && exit 2 ;;
     esac

@@ -5,6 +5,7 @@
 
 mod call;
 pub mod celery;
+pub mod event;
 pub mod json;
 pub mod kombu;
 mod options;

@@ -2,6 +2,7 @@
 
 pub mod celery;
 pub mod marks;
+pub mod nats;
 pub mod null;
 pub mod stdout;
 
@@ -211,6 +212,7 @@ macro_rules! tables {
 // The only list of sink types.
 tables! {
     celery,
+    nats,
     null,
     stdout,
 }
