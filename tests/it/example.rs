@@ -6,13 +6,27 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 8] = [
+const NO_DEFAULT: [&str; 22] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
     "outbox.preset",
     "sink.celery.NAME.broker_url",
     "sink.celery.NAME.broker_url_file",
+    "sink.nats.NAME.url",
+    "sink.nats.NAME.url_file",
+    "sink.nats.NAME.stream",
+    "sink.nats.NAME.subject",
+    "sink.nats.NAME.user",
+    "sink.nats.NAME.password",
+    "sink.nats.NAME.password_file",
+    "sink.nats.NAME.token",
+    "sink.nats.NAME.token_file",
+    "sink.nats.NAME.nkey_seed_file",
+    "sink.nats.NAME.credentials_file",
+    "sink.nats.NAME.tls_ca_file",
+    "sink.nats.NAME.tls_certificate_file",
+    "sink.nats.NAME.tls_key_file",
     "route.task",
     "route.sink",
 ];

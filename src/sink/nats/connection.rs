@@ -186,6 +186,14 @@ impl Connection {
         self.sent
     }
 
+    /// So many bytes, if nothing else waits to be written.
+    pub(super) fn alone(&self, bytes: usize) -> u64 {
+        match self.output.len() - self.written == bytes {
+            true => bytes as u64,
+            false => 0,
+        }
+    }
+
     /// The next whole frame that has been read. PING is answered, and INFO noted, on the way.
     pub(super) fn next(&mut self) -> Result<Option<Frame<'_>>, Trouble> {
         loop {

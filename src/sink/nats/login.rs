@@ -2,7 +2,7 @@
 //!
 //! Files of keys are read at each connection, so that a rotated one is picked up by the next.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -71,11 +71,11 @@ impl Identity {
     }
 }
 
-fn read(setting: &str, path: &PathBuf) -> Result<String, String> {
+fn read(setting: &str, path: &Path) -> Result<String, String> {
     std::fs::read_to_string(path).map_err(|e| format!("{setting} {}: {e}", path.display()))
 }
 
-fn key(seed: Option<&str>, setting: &str, path: &PathBuf) -> Result<KeyPair, String> {
+fn key(seed: Option<&str>, setting: &str, path: &Path) -> Result<KeyPair, String> {
     let key = seed.and_then(|seed| KeyPair::from_seed(seed).ok());
     key.ok_or_else(|| format!("{setting} {} holds no seed of a user's key", path.display()))
 }
@@ -96,4 +96,60 @@ fn block<'t>(text: &'t str, name: &str) -> Option<&'t str> {
     lines
         .find(|line| !line.is_empty())
         .filter(|line| !line.starts_with('-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sink::nats::servers;
+
+    /// What CONNECT says, with this text in the file.
+    fn login(kind: fn(PathBuf) -> Identity, text: &str, nonce: &str) -> Result<Login, String> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), text).expect("it is written");
+        let servers = servers::parse("nats://h").expect("a URL");
+        kind(file.path().to_owned()).login(&servers[0], nonce)
+    }
+
+    #[test]
+    fn files_of_keys() {
+        let pair = KeyPair::new_user();
+        let seed = pair.seed().expect("a seed");
+        let credentials = format!(
+            "-----BEGIN NATS USER JWT-----\nabc.def\n------END NATS USER JWT------\n\n****** IMPORTANT ******\n\
+             -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+        );
+        let with_jwt = login(Identity::Credentials, &credentials, "nonce").expect("a login");
+        assert_eq!(with_jwt.jwt.as_deref(), Some("abc.def"));
+        assert_eq!(with_jwt.nkey, None);
+        let with_key = login(Identity::Key, &format!("# x\n {seed} \n"), "nonce").expect("a login");
+        assert_eq!(with_key.nkey, Some(pair.public_key()));
+        for login in [with_jwt, with_key] {
+            let signature = BASE64_URL_SAFE_NO_PAD.decode(login.sig.expect("a signature"));
+            assert!(pair.verify(b"nonce", &signature.expect("base64")).is_ok());
+        }
+        for (kind, text, nonce, words) in [
+            (
+                Identity::Key as fn(PathBuf) -> Identity,
+                "",
+                "n",
+                "holds no seed",
+            ),
+            (Identity::Key, "SUxx", "n", "holds no seed"),
+            (Identity::Key, &seed, "", "asks for no signature"),
+            (Identity::Credentials, &seed, "n", "holds no seed"),
+            (
+                Identity::Credentials,
+                &credentials.replace("JWT", "XYZ"),
+                "n",
+                "holds no user JWT",
+            ),
+        ] {
+            let Err(error) = login(kind, text, nonce) else {
+                panic!("{words}")
+            };
+            assert!(error.contains(words), "{error}");
+            assert!(!error.contains(&seed), "{error}");
+        }
+    }
 }

@@ -21,6 +21,7 @@
 
 mod connection;
 mod flow;
+mod link;
 mod login;
 mod message;
 mod probe;

@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout, timeout_at};
-use uuid::Uuid;
+use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Connection, Manner, Trouble};
+use super::connection::{Manner, Trouble};
 use super::flow::{Answer, Flow, Pace, Send};
+use super::link::{Link, PING, denied, outage};
 use super::message;
 use super::protocol::{self, Frame};
 use super::servers::Server;
@@ -44,17 +44,6 @@ pub(super) struct Scratch {
     headers: Vec<u8>,
 }
 
-/// A connection, and what is agreed on it.
-pub(super) struct Link {
-    pub(super) connection: Connection,
-    pub(super) server: String,
-    /// Answers come to subjects below this one.
-    inbox: String,
-    /// Number of the batch, so that late answers to another one are known as such.
-    batch: u64,
-    pace: Pace,
-}
-
 /// What has come of a batch so far, beside the answers.
 #[derive(Default)]
 struct Progress {
@@ -67,7 +56,9 @@ struct Progress {
     denied: HashSet<String>,
     /// PING was sent, and not answered.
     pinged: bool,
-    /// The server has answered PING since the last answer of the stream.
+    /// The server was asked whether it is there, since it has got on last.
+    asked: bool,
+    /// It was.
     alive: bool,
 }
 
@@ -82,58 +73,6 @@ impl Publisher {
             self.link = Some(link);
         }
         Ok(outcomes)
-    }
-
-    /// The connection that is there, if it still is, or a new one: to the server that had us last, or the next that will.
-    pub(super) async fn connect(&mut self) -> Result<Link, Outage> {
-        if let Some(mut link) = self.link.take() {
-            // What has come meanwhile: PING, notices; the end.
-            if link.hear().await.is_ok() && !link.connection.info.ldm {
-                return Ok(link);
-            }
-        }
-        let count = self.servers.len();
-        let each = self.timeout / u32::try_from(count).unwrap_or(u32::MAX).max(1);
-        let mut last = Outage(Cause::new("no server is configured"));
-        for n in 0..count {
-            let at = (self.first + n) % count;
-            let Some(server) = self.servers.get(at) else {
-                continue;
-            };
-            let opened = timeout(each, Connection::open(server, &self.manner)).await;
-            match opened {
-                Ok(Ok(connection)) => {
-                    self.first = at;
-                    let name = server.to_string();
-                    return Ok(self.agree(connection, name));
-                }
-                Ok(Err(trouble)) => last = outage(&trouble, &server.to_string()),
-                Err(_) => {
-                    last = Outage(Cause::new(format!(
-                        "{server} has not answered within {each:?}"
-                    )))
-                }
-            }
-        }
-        Err(last)
-    }
-
-    /// Asks for answers, and how the stream is made; what is asked here goes out with the first batch.
-    fn agree(&self, mut connection: Connection, server: String) -> Link {
-        let inbox = format!("{}.{}", self.inbox_prefix, Uuid::new_v4().simple());
-        let out = connection.output();
-        out.extend_from_slice(format!("SUB {inbox}.> 1\r\n").as_bytes());
-        if let Some(stream) = &self.stream {
-            stream::write_request(out, &self.api_prefix, stream, &inbox);
-        }
-        Link {
-            connection,
-            server,
-            inbox,
-            batch: 0,
-            // Until it is known to be one without replicas.
-            pace: Pace::SINGLE,
-        }
     }
 
     async fn exchange(&mut self, link: &mut Link, tasks: &[Task]) -> Result<Vec<Outcome>, Outage> {
@@ -155,15 +94,24 @@ impl Publisher {
             }
             if !acknowledged && !progress.pinged && link.connection.has_room() {
                 // What was published before a PING has been taken, or refused, when PONG comes.
-                link.ping(&mut progress);
+                link.ping();
+                progress.pinged = true;
             }
-            let patience = match progress.pinged {
+            let patience = match progress.asked {
                 true => self.timeout,
                 false => self.timeout / 2,
             };
             match timeout_at(heard + patience, link.connection.turn()).await {
                 Ok(turned) => turned.map_err(|trouble| outage(&trouble, &link.server))?,
-                Err(_) if !progress.pinged => link.ping(&mut progress),
+                Err(_) if !progress.asked => {
+                    progress.asked = true;
+                    if !progress.pinged {
+                        link.ping();
+                        progress.pinged = true;
+                        // That this is written is no progress.
+                        sent += link.connection.alone(PING.len());
+                    }
+                }
                 Err(_) if !progress.alive => {
                     let words =
                         format!("{} has not answered within {:?}", link.server, self.timeout);
@@ -183,12 +131,10 @@ impl Publisher {
             let answered = self
                 .hear(link, tasks, &mut flow, &mut progress)
                 .map_err(|trouble| outage(&trouble, &link.server))?;
-            if answered || link.connection.sent() != sent {
+            if answered || link.connection.sent() > sent {
                 sent = link.connection.sent();
                 heard = Instant::now();
-                if acknowledged && !progress.pinged {
-                    progress.alive = false;
-                }
+                (progress.asked, progress.alive) = (false, false);
             }
         }
         link.pace = flow.pace;
@@ -234,7 +180,8 @@ impl Publisher {
                     progress.stored += usize::from(verdict.answer == Answer::Stored);
                     flow.answered(index, verdict.answer);
                 }
-                Frame::Pong => {
+                // One that comes late answers an earlier batch.
+                Frame::Pong if progress.pinged => {
                     progress.pinged = false;
                     progress.alive = true;
                     if self.stream.is_none() {
@@ -343,77 +290,6 @@ impl Publisher {
             Look::There(_) | Look::Unknown(_) => Ok(()),
         }
     }
-
-    /// How the stream is made, if it is there and tells.
-    pub(super) async fn look_at_stream(&mut self, link: &mut Link) -> Result<Look, Outage> {
-        let Some(stream) = &self.stream else {
-            return Ok(Look::Unknown("no stream is configured".to_owned()));
-        };
-        stream::write_request(
-            link.connection.output(),
-            &self.api_prefix,
-            stream,
-            &link.inbox,
-        );
-        let looked = timeout(self.timeout, link.look()).await;
-        match looked {
-            Ok(look) => look.map_err(|trouble| outage(&trouble, &link.server)),
-            Err(_) => Ok(Look::Absent(format!(
-                "JetStream has not answered within {:?}",
-                self.timeout
-            ))),
-        }
-    }
-}
-
-impl Link {
-    /// Takes what has come unasked; does not wait.
-    async fn hear(&mut self) -> Result<(), Trouble> {
-        loop {
-            let before = self.connection.sent();
-            self.connection.glance().await?;
-            let mut came = self.connection.sent() != before;
-            while let Some(frame) = self.connection.next()? {
-                came = true;
-                if let Frame::Error(words) = frame
-                    && denied(words).is_none()
-                {
-                    return Err(Trouble::Refused(words.to_owned()));
-                }
-            }
-            if !came {
-                return Ok(());
-            }
-        }
-    }
-
-    fn ping(&mut self, progress: &mut Progress) {
-        self.connection.output().extend_from_slice(b"PING\r\n");
-        progress.pinged = true;
-    }
-
-    /// Waits for what the stream says of itself.
-    async fn look(&mut self) -> Result<Look, Trouble> {
-        loop {
-            while let Some(frame) = self.connection.next()? {
-                match frame {
-                    Frame::Message(message) if message.subject.ends_with(stream::REPLY) => {
-                        return Ok(Look::of(&message));
-                    }
-                    Frame::Error(words) => match denied(words) {
-                        Some(subject) if subject.contains(".STREAM.INFO.") => {
-                            let words = format!("we may not publish to {subject}");
-                            return Ok(Look::Unknown(words));
-                        }
-                        Some(_) => {}
-                        None => return Err(Trouble::Refused(words.to_owned())),
-                    },
-                    _ => {}
-                }
-            }
-            self.connection.turn().await?;
-        }
-    }
 }
 
 impl Sink for Publisher {
@@ -424,12 +300,6 @@ impl Sink for Publisher {
     fn probe(&mut self) -> Probe<'_> {
         Box::pin(self.look())
     }
-}
-
-/// The subject that we may not publish to.
-fn denied(words: &str) -> Option<&str> {
-    let (_, rest) = words.split_once("ermissions Violation for Publish to \"")?;
-    rest.split('"').next()
 }
 
 fn not_allowed(subject: &str) -> Outcome {
@@ -453,14 +323,4 @@ fn fits(size: usize, most: usize) -> Result<(), Unfit> {
         )));
     }
     Ok(())
-}
-
-fn outage(trouble: &Trouble, server: &str) -> Outage {
-    Outage(Cause::new(match trouble {
-        Trouble::Unreachable(e) => format!("{server} cannot be reached: {e}"),
-        Trouble::Lost(e) => format!("the connection to {server} broke: {e}"),
-        Trouble::Refused(words) => format!("{server} refuses us: {words}"),
-        Trouble::Unable(words) => format!("{server}: {words}"),
-        Trouble::NotNats => format!("what answers at {server} is no NATS server"),
-    }))
 }

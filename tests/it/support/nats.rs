@@ -5,6 +5,7 @@ use std::future::Future;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
@@ -204,12 +205,17 @@ impl Nats {
         options.connect(self.url()).await.expect("a connection")
     }
 
-    /// Publishes as somebody else, with an acknowledgement.
-    pub(crate) fn publish_as_another(&self, subject: &'static str) {
+    /// Publishes as somebody else, one after the other, until it is told to stop; how many.
+    pub(crate) fn write_until(&self, subject: &'static str, stop: &AtomicBool) -> usize {
         self.with(|context| async move {
-            let published = context.publish(subject, "foreign".into()).await;
-            published.expect("sent").await.expect("stored");
-        });
+            let mut count = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let published = context.publish(subject, "foreign".into()).await;
+                published.expect("sent").await.expect("stored");
+                count += 1;
+            }
+            count
+        })
     }
 
     /// Other settings, which the server takes without a restart.
@@ -229,9 +235,21 @@ impl Nats {
         self.process.kill9();
     }
 
-    /// SIGSTOP: the server hangs.
+    /// SIGSTOP: the server hangs, once each of its threads does.
     pub(crate) fn stop(&self) {
         self.process.signal(Signal::STOP);
+        let tasks = format!("/proc/{}/task", self.process.pid().as_raw_nonzero());
+        let stopped = within(PATIENCE, || {
+            let mut threads = fs::read_dir(&tasks).ok()?.flatten();
+            let hangs = threads.all(|thread| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit(") ")
+                    .next()
+                    .is_some_and(|rest| rest.starts_with('T'))
+            });
+            hangs.then_some(())
+        });
+        stopped.expect("nats-server hangs");
     }
 
     /// SIGCONT, after [`stop`](Nats::stop).

@@ -258,3 +258,6 @@ impl Flow {
         outcomes
     }
 }
+
+#[cfg(test)]
+mod tests;
