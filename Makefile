@@ -4,14 +4,14 @@
 
 # Everything: pure tests, and end-to-end tests on private real servers.
 test:
-	scripts/apt-install.sh postgresql redis-server rabbitmq-server python3-venv libfaketime
+	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
 	scripts/python-env.sh
 	scripts/postgres-versions.sh
 	cargo test
 
 # The reliability exam in full, about an hour: every fault, with a receipt of what was measured. ROWS=1,4 sits some rows.
 exam:
-	scripts/apt-install.sh postgresql redis-server rabbitmq-server python3-venv libfaketime
+	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
 	scripts/python-env.sh
 	scripts/postgres-versions.sh
 	ROWS="$(ROWS)" scripts/exam.sh

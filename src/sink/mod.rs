@@ -6,6 +6,7 @@ mod broker_url;
 pub mod celery;
 pub mod exec;
 pub mod marks;
+pub mod nats;
 pub mod null;
 mod order;
 mod pace;
@@ -235,6 +236,7 @@ tables! {
     amqp,
     celery,
     exec,
+    nats,
     null,
     redis,
     stdout,

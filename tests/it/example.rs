@@ -6,7 +6,7 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 25] = [
+const NO_DEFAULT: [&str; 39] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
@@ -30,6 +30,20 @@ const NO_DEFAULT: [&str; 25] = [
     "sink.webhook.NAME.ca_file",
     "sink.webhook.NAME.certificate_file",
     "sink.webhook.NAME.key_file",
+    "sink.nats.NAME.url",
+    "sink.nats.NAME.url_file",
+    "sink.nats.NAME.stream",
+    "sink.nats.NAME.subject",
+    "sink.nats.NAME.user",
+    "sink.nats.NAME.password",
+    "sink.nats.NAME.password_file",
+    "sink.nats.NAME.token",
+    "sink.nats.NAME.token_file",
+    "sink.nats.NAME.nkey_seed_file",
+    "sink.nats.NAME.credentials_file",
+    "sink.nats.NAME.tls_ca_file",
+    "sink.nats.NAME.tls_certificate_file",
+    "sink.nats.NAME.tls_key_file",
     "route.task",
     "route.sink",
 ];

@@ -27,6 +27,7 @@ mod keeper;
 mod ledger;
 mod lifecycle;
 mod memory;
+mod nats;
 mod partitions;
 mod preflight;
 mod primary_faults;

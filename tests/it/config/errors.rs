@@ -260,7 +260,7 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
         (
             "[sink.bullmq.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type bullmq is not part of this build; it has: amqp, celery, exec, redis, stdout, webhook
+error: sink type bullmq is not part of this build; it has: amqp, celery, exec, nats, redis, stdout, webhook
  --> app.toml:1:7
   |
 1 | [sink.bullmq.audit]
@@ -269,7 +269,7 @@ error: sink type bullmq is not part of this build; it has: amqp, celery, exec, r
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: amqp, celery, exec, redis, stdout, webhook
+error: unknown sink type celrey; this build has: amqp, celery, exec, nats, redis, stdout, webhook
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
@@ -431,7 +431,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are amqp, celery, exec, redis, stdout, webhook
+  = help: write [sink.TYPE.workers]; the types are amqp, celery, exec, nats, redis, stdout, webhook
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1

@@ -302,6 +302,7 @@ macro_rules! conforms {
 // Behind the macro, which they use.
 mod exec;
 mod memory;
+mod nats;
 mod rabbitmq;
 mod redis;
 mod stdout;

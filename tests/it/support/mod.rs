@@ -11,6 +11,7 @@ pub(crate) mod celery;
 pub(crate) mod daemon;
 pub(crate) mod disk;
 pub(crate) mod exam;
+pub(crate) mod nats;
 pub(crate) mod orders;
 pub(crate) mod port;
 pub(crate) mod postgres;
