@@ -27,6 +27,14 @@ use crate::units::BackoffRange;
 const BATCH_TASKS: usize = 3072;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// From a delivery that took so long on, the next one waits a little for company: what was settled makes room, and what
+/// comes into it would otherwise just miss the batch, and wait for a whole delivery. Each of the two would then carry half
+/// of what may be under way.
+const FAR: Duration = Duration::from_millis(20);
+/// It waits for this part of the time that the delivery took, and not longer than that.
+const GATHERING_PART: u32 = 16;
+const GATHERING: Duration = Duration::from_millis(10);
+
 /// A sink that goes away again so soon after it was back was not: the pauses go on growing.
 const STEADY: Duration = Duration::from_secs(5);
 
@@ -73,6 +81,8 @@ struct Running {
     away: Option<Away>,
     /// When the sink was last back, and how it had been away.
     recovered: Option<(Instant, Away)>,
+    /// Until then, tasks are gathered for the next batch.
+    gathers: Option<Instant>,
     /// The inbox is open.
     open: bool,
 }
@@ -92,6 +102,7 @@ impl Lane {
             queue,
             away: None,
             recovered: None,
+            gathers: None,
             open: true,
         };
         running.run().await;
@@ -116,15 +127,9 @@ impl Running {
                 away,
             );
             self.spill();
-            let may_try = self
-                .away
-                .as_ref()
-                .is_none_or(|away| away.spilled || away.next_try <= Instant::now());
-            let batch = match may_try {
-                true => {
-                    let most = self.lane.sink.most().clamp(1, BATCH_TASKS);
-                    self.queue.next_batch(at(), most, BATCH_BYTES)
-                }
+            let most = self.lane.sink.most().clamp(1, BATCH_TASKS);
+            let batch = match self.may_try(most) {
+                true => self.queue.next_batch(at(), most, BATCH_BYTES),
                 false => Vec::new(),
             };
             let tried = !batch.is_empty();
@@ -140,6 +145,15 @@ impl Running {
                 return;
             }
         }
+    }
+
+    /// Whether it is time for a batch, of `most` tasks at most.
+    fn may_try(&mut self, most: usize) -> bool {
+        let now = Instant::now();
+        let is_enough = !self.open || self.queue.ready() >= most;
+        self.gathers = self.gathers.filter(|until| *until > now && !is_enough);
+        let away = self.away.as_ref();
+        self.gathers.is_none() && away.is_none_or(|away| away.spilled || away.next_try <= now)
     }
 
     /// Sends to the hold what has waited for long enough.
@@ -171,9 +185,11 @@ impl Running {
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
         let generation = self.lane.marking.generation();
+        let since = Instant::now();
         let Some(answer) = self.deliver(&tasks).await else {
             return false;
         };
+        let took = since.elapsed();
         failpoint::reach(Point::Acknowledged);
         self.lane.marking.answered(self.queue.turn());
         // What is not delivered of an earlier generation comes again.
@@ -195,6 +211,8 @@ impl Running {
                     }
                 }
                 self.queue.finish_batch();
+                let pause = (took / GATHERING_PART).min(GATHERING);
+                self.gathers = (took >= FAR).then(|| Instant::now() + pause);
             }
             Err(Outage(cause)) => {
                 let mut batch = Vec::with_capacity(passages.len());
@@ -283,7 +301,7 @@ impl Running {
         let pause = match &self.away {
             Some(away) if away.spilled => None,
             Some(away) => Some(away.next_try.min(away.spill_at)),
-            None => due,
+            None => [due, self.gathers].into_iter().flatten().min(),
         };
         let received = tokio::select! {
             message = self.lane.inbox.recv(), if self.open => Some(message),

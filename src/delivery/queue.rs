@@ -153,6 +153,11 @@ impl LaneQueue {
         self.ready.push_back(passage);
     }
 
+    /// How many are ready to go.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Whether nothing is ready or waits.
     pub(super) fn is_empty(&self) -> bool {
         self.ready.is_empty() && self.waiting.is_empty()

@@ -11,6 +11,7 @@
 //! `-infinity` is now, and at `infinity` never, until somebody changes that. What the table's checks refuse does not come
 //! so far.
 
+mod copy;
 mod due;
 mod healing;
 mod park;

@@ -5,12 +5,11 @@
 //! hold, and stays true until the end of the transaction.
 
 use std::collections::{HashMap, HashSet};
-use std::pin::pin;
 
-use tokio_postgres::binary_copy::BinaryCopyInWriter;
-use tokio_postgres::types::{PgLsn, ToSql, Type};
+use tokio_postgres::types::{PgLsn, Type};
 use tokio_postgres::{Error as SqlError, Transaction};
 
+use super::copy::{Copy, Value};
 use super::store::lock;
 use super::wire::{At, clean, count, micros, to_pg_lsn};
 use super::{Park, State};
@@ -18,41 +17,15 @@ use crate::outbox::{Field, Position};
 use crate::pg::{Lsn, Timestamp};
 use crate::replication::Error;
 
-/// The columns, in the order of [`TYPES`] and of [`copy`].
+/// The columns, in the order of [`copy`].
 const COPY: &str = "\
 copy aftercommit.hold
   (slot, sink, route, state, blocks, id, task, key, due_at, attempts, last_error, held_at, updated_at, commit_lsn, ordinal,
    committed_at, args, kwargs, payload, body, queue, headers, priority, run_at, expires_at, options)
 from stdin (format binary)";
 
-const TYPES: [Type; 26] = [
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::BOOL,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TIMESTAMPTZ,
-    Type::INT4,
-    Type::TEXT,
-    Type::TIMESTAMPTZ,
-    Type::TIMESTAMPTZ,
-    Type::PG_LSN,
-    Type::INT8,
-    Type::TIMESTAMPTZ,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-    Type::TEXT,
-];
+/// How many they are.
+const COLUMNS: i16 = 26;
 
 /// Fields that are copied as they are, in the order of [`COPY`].
 const COPIED: [Field; 10] = [
@@ -257,31 +230,32 @@ async fn copy(
     if parks.is_empty() {
         return Ok(());
     }
-    let mut rows = pin!(BinaryCopyInWriter::new(db.copy_in(COPY).await?, &TYPES));
-    let now = At(now);
+    let mut rows = Copy::start(db, COPY).await?;
     for (park, due) in parks.iter().zip(due) {
         let task = &park.task;
         let key = task.text(Field::Key);
-        let error = park.error.as_deref().map(clean);
-        let copied = COPIED.map(|field| task.text(field));
-        let mut values: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(TYPES.len());
-        let (sink, route, state) = (&*park.sink, &*park.route, park.state.name());
-        let (blocks, id, name) = (park.blocks && key.is_some(), task.id(), task.name());
-        let (due, attempts) = (due.map(At), count(park.attempts));
-        let lsn = to_pg_lsn(task.position.commit_lsn);
-        let ordinal = to_int8(task.position.ordinal);
-        let committed = At(task.committed_at);
-        values.extend([&slot as &(dyn ToSql + Sync), &sink, &route, &state]);
-        values.extend([&blocks as &(dyn ToSql + Sync), &id, &name, &key]);
-        values.extend([&due as &(dyn ToSql + Sync), &attempts, &error, &now, &now]);
-        values.extend([&lsn as &(dyn ToSql + Sync), &ordinal, &committed]);
-        for value in &copied {
-            values.push(value);
+        rows.row(COLUMNS);
+        for text in [slot, &park.sink, &park.route, park.state.name()] {
+            rows.text(Some(text)).await?;
         }
-        rows.as_mut().write(&values).await?;
+        rows.value(Value::Bool(park.blocks && key.is_some()));
+        for text in [Some(task.id()), Some(task.name()), key] {
+            rows.text(text).await?;
+        }
+        rows.value(Value::Time(*due));
+        rows.value(Value::Int4(count(park.attempts)));
+        rows.text(park.error.as_deref().map(clean).as_deref())
+            .await?;
+        rows.value(Value::Time(Some(now)));
+        rows.value(Value::Time(Some(now)));
+        rows.value(Value::Lsn(task.position.commit_lsn));
+        rows.value(Value::Int8(to_int8(task.position.ordinal)));
+        rows.value(Value::Time(Some(task.committed_at)));
+        for field in COPIED {
+            rows.text(task.text(field)).await?;
+        }
     }
-    rows.finish().await?;
-    Ok(())
+    rows.finish().await
 }
 
 fn to_int8(ordinal: u64) -> i64 {

@@ -22,7 +22,7 @@ const LOOK_QUEUES: usize = 10_000;
 /// Pauses between the tasks that try whether a sink is back. Short enough that it is noticed within five seconds.
 const PROBE: BackoffRange = BackoffRange {
     min: Duration::from_millis(200),
-    max: Duration::from_secs(3),
+    max: Duration::from_secs(1),
 };
 
 /// A sink that goes away again so soon was not really back.

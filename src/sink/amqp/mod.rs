@@ -47,6 +47,7 @@ use super::broker_url::client_config;
 use super::{Cause, Delivery, Invalid, Outcome, Probe, SecretFile, Settings, Sink};
 use crate::envelope::Unfit;
 use crate::envelope::amqp::event::Event;
+use crate::envelope::template::Template;
 use crate::outbox::{Field, Task};
 use crate::pg::Timestamp;
 

@@ -125,7 +125,9 @@ impl Config {
                     "is missing: name a stream, or with list a list",
                 ));
             }
-            (Some(_), Some(_)) => return Err(Invalid::new("list", "and stream exclude each other")),
+            (Some(_), Some(_)) => {
+                return Err(Invalid::new("list", "and stream exclude each other"));
+            }
         };
         if name.fixed() == Some("") {
             return Err(Invalid::new(shape.setting(), "must not be empty"));

@@ -14,10 +14,6 @@ use crate::support::rabbitmq::{self, RabbitMq, Vhost};
 use crate::support::wait::{PATIENCE, within};
 
 conforms!(
-    celery_on_redis_with_marks,
-    super::WithMarks(super::CeleryOnRedis::start())
-);
-conforms!(
     celery_on_rabbitmq,
     super::OnRabbitMq::celery("classic"),
     if crate::support::rabbitmq::is_installed()

@@ -1,14 +1,12 @@
 //! Celery's queues, streams and lists in Redis; with the marks that keep repeats away, and without.
 
-use std::sync::{Arc, Mutex};
-
 use aftercommit::outbox::{Field, TableName, Task};
 use aftercommit::sink::celery;
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::redis;
 use aftercommit::sink::{Delivery, Probe, Settings as _, Sink};
 
-use super::{Fields, Subject};
+use super::{Fields, Subject, first_ones};
 use crate::support::redis::{Options, Redis};
 
 conforms!(celery_on_redis, super::CeleryOnRedis::start());
