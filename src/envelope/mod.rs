@@ -10,6 +10,7 @@ pub mod event;
 pub mod json;
 pub mod kombu;
 mod options;
+pub mod parcel;
 pub mod plain;
 mod ready;
 pub mod template;

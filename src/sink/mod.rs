@@ -5,6 +5,8 @@ mod answered;
 mod broker_url;
 pub mod celery;
 pub mod exec;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod marks;
 pub mod nats;
 pub mod null;
@@ -12,6 +14,8 @@ mod order;
 mod pace;
 pub mod redis;
 pub mod redis_client;
+#[cfg(feature = "sqs")]
+pub mod sqs;
 pub mod stdout;
 pub mod webhook;
 
@@ -192,12 +196,13 @@ pub struct SecretFile<'a> {
 
 /// Declares [`Tables`].
 macro_rules! tables {
-    ($($kind:ident,)*) => {
+    ($($(#[$when:meta])* $kind:ident,)*) => {
         /// `[sink.<type>.<name>]`.
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct Tables {
             $(
+                $(#[$when])*
                 #[doc = concat!("`[sink.", stringify!($kind), ".<name>]`")]
                 pub $kind: BTreeMap<String, $kind::Config>,
             )*
@@ -208,8 +213,8 @@ macro_rules! tables {
             pub fn each(&self) -> impl Iterator<Item = (&'static str, &str, &dyn Settings)> {
                 let all = std::iter::empty();
                 $(
-                    let these = self.$kind.iter();
-                    let all = all.chain(these.map(|(name, settings)| {
+                    $(#[$when])*
+                    let all = all.chain(self.$kind.iter().map(|(name, settings)| {
                         (stringify!($kind), name.as_str(), settings as &dyn Settings)
                     }));
                 )*
@@ -220,8 +225,8 @@ macro_rules! tables {
             pub fn each_mut(&mut self) -> impl Iterator<Item = (&'static str, &str, &mut dyn Settings)> {
                 let all = std::iter::empty();
                 $(
-                    let these = self.$kind.iter_mut();
-                    let all = all.chain(these.map(|(name, settings)| {
+                    $(#[$when])*
+                    let all = all.chain(self.$kind.iter_mut().map(|(name, settings)| {
                         (stringify!($kind), name.as_str(), settings as &mut dyn Settings)
                     }));
                 )*
@@ -236,9 +241,13 @@ tables! {
     amqp,
     celery,
     exec,
+    #[cfg(feature = "kafka")]
+    kafka,
     nats,
     null,
     redis,
+    #[cfg(feature = "sqs")]
+    sqs,
     stdout,
     webhook,
 }

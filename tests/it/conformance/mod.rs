@@ -301,6 +301,8 @@ macro_rules! conforms {
 
 // Behind the macro, which they use.
 mod exec;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory;
 mod nats;
 mod rabbitmq;

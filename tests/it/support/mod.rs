@@ -11,6 +11,8 @@ pub(crate) mod celery;
 pub(crate) mod daemon;
 pub(crate) mod disk;
 pub(crate) mod exam;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
 pub(crate) mod nats;
 pub(crate) mod orders;
 pub(crate) mod port;
