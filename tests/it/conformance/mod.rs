@@ -307,5 +307,7 @@ mod memory;
 mod nats;
 mod rabbitmq;
 mod redis;
+#[cfg(feature = "sqs")]
+mod sqs;
 mod stdout;
 mod webhook;

@@ -13,6 +13,8 @@ pub(crate) mod disk;
 pub(crate) mod exam;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
+#[cfg(feature = "sqs")]
+pub(crate) mod moto;
 pub(crate) mod nats;
 pub(crate) mod orders;
 pub(crate) mod port;
