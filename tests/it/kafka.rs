@@ -324,25 +324,27 @@ async fn topics_are_not_made_and_a_key_waits_across_them() {
     assert!(all_delivered(&deliver(&mut sink, &tasks[2..4]).await));
 }
 
-/// A partition without a leader is no outage: the keys of the others go on.
+/// A broker that is away is no outage as long as others answer: the keys of their partitions go on.
 #[tokio::test]
-async fn a_partition_without_a_leader_stops_its_keys_alone() {
-    let kafka = Kafka::start(1);
+async fn a_partition_whose_leader_is_away_stops_its_keys_alone() {
+    let kafka = Kafka::start(2);
+    for partition in 0..4 {
+        let leader = if partition == 2 { 2 } else { 1 };
+        let led = kafka
+            .cluster
+            .partition_leader(TOPIC, partition, Some(leader));
+        led.expect("a partition");
+    }
     let mut sink = open(&kafka, json!({}));
     let tasks = batch("a", 40, 40);
     assert!(all_delivered(&deliver(&mut sink, &tasks).await));
     let stored = kafka.stored(TOPIC);
-    kafka
-        .cluster
-        .partition_leader(TOPIC, 2, None)
-        .expect("a partition");
+    kafka.cluster.broker_down(2).expect("a broker");
     let tasks = batch("b", 40, 40);
     let outcomes = deliver(&mut sink, &tasks).await;
     let mut stuck = 0;
     for (task, outcome) in tasks.iter().zip(&outcomes) {
-        let home = stored
-            .iter()
-            .find(|message| message.key.as_deref() == task.key());
+        let home = stored.iter().find(|it| it.key.as_deref() == task.key());
         let is_stuck = home.expect("its key was there").partition == 2;
         assert_eq!(
             matches!(outcome, Outcome::Retry(_)),
@@ -352,7 +354,16 @@ async fn a_partition_without_a_leader_stops_its_keys_alone() {
         stuck += usize::from(is_stuck);
     }
     assert!(stuck > 0 && stuck < 40);
-    let seen = sink.probe().await;
+    kafka.cluster.broker_up(2).expect("a broker");
+    assert!(all_delivered(&deliver(&mut sink, &tasks).await));
+}
+
+#[tokio::test]
+async fn a_partition_without_a_leader_is_seen() {
+    let kafka = Kafka::start(1);
+    let led = kafka.cluster.partition_leader(TOPIC, 2, None);
+    led.expect("a partition");
+    let seen = open(&kafka, json!({})).probe().await;
     let is_told =
         |sight: &Sight| matches!(sight, Sight::Risk(words, _) if words.contains("no leader"));
     assert!(seen.iter().any(is_told), "{seen:?}");

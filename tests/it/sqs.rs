@@ -15,6 +15,7 @@ fn config(queue: &str, settings: Value) -> Config {
         "endpoint_url": format!("http://127.0.0.1:{}", Moto::shared().port()),
         "access_key_id": "test",
         "secret_access_key": "test",
+        "timeout": "60s",
     });
     for (key, value) in settings.as_object().expect("settings") {
         config[key] = value.clone();

@@ -55,6 +55,8 @@ impl Subject for OnSqs {
             "endpoint_url": format!("http://127.0.0.1:{}", self.proxy.port()),
             "access_key_id": "test",
             "secret_access_key": "test",
+            // What is played in Python takes its time on a busy machine.
+            "timeout": "60s",
         });
         let config: sqs::Config = serde_json::from_value(config).unwrap();
         config.open().unwrap()
