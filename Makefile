@@ -6,8 +6,9 @@
 test:
 	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
 	scripts/python-env.sh
+	scripts/python-env.sh $${CARGO_TARGET_DIR:-target}/moto tests/fixtures/moto/requirements.txt
 	scripts/postgres-versions.sh
-	cargo test
+	cargo test --features kafka,sqs
 
 # The reliability exam in full, about an hour: every fault, with a receipt of what was measured. ROWS=1,4 sits some rows.
 exam:
