@@ -2,6 +2,7 @@
 
 mod amqp;
 mod celery_messages;
+mod celery_messages_amqp;
 mod celery_rabbitmq;
 mod celery_redis;
 mod checkpoint;

@@ -239,9 +239,10 @@ impl Sink for Amqp {
             ..
         } = &self.letters;
         let place = match (exchange.fixed(), routing_key.fixed()) {
-            (Some(""), Some(queue)) => Place::Queue(queue),
-            (None | Some(""), _) => Place::Anywhere,
-            (Some(exchange), _) => Place::Exchange(exchange),
+            (Some(""), Some(queue)) => Some(Place::Queue(queue)),
+            // It hangs on the row.
+            (None | Some(""), _) => None,
+            (Some(exchange), _) => Some(Place::Exchange(exchange)),
         };
         Box::pin(self.publisher.look(place))
     }
