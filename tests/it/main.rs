@@ -3,6 +3,7 @@
 mod amqp;
 mod celery_messages;
 mod celery_messages_amqp;
+mod celery_on_rabbitmq;
 mod celery_rabbitmq;
 mod celery_redis;
 mod checkpoint;
