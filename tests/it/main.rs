@@ -1,6 +1,7 @@
 //! Integration tests: real servers, started by `support`.
 
 mod amqp;
+mod amqp_daemon;
 mod amqp_faults;
 mod celery_messages;
 mod celery_messages_amqp;
