@@ -24,13 +24,13 @@
 mod flow;
 mod link;
 mod login;
-mod method;
+pub mod method;
 pub(super) mod outcome;
 pub(super) mod probe;
 pub(super) mod publisher;
 mod rest;
 pub mod url;
-mod wire;
+pub mod wire;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
