@@ -140,7 +140,7 @@ for name in "${parts[@]}"; do
     a) load a $((rows / 2)) pgbench -n -M prepared -c 10 -j 2 -t $((rows / 20)) -f "$here/one.pgbench" ;;
     b) load b $rows query -c "call load($rows, 100)" ;;
     c) load c $rows query -c "call load($rows, $rows)" ;;
-    rabbitmq) load rabbitmq $((rows / 5)) query -c "call load($((rows / 5)), 100)" ;;
+    rabbitmq) load rabbitmq $((rows / 10)) query -c "call load($((rows / 10)), 100)" ;;
     esac
 done
 query -c checkpoint

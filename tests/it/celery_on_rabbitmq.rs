@@ -186,6 +186,21 @@ async fn tasks_with_a_time_go_through_celerys_own_delay_queues() {
         }
     }
     assert_eq!(runs(&worker).len(), tasks.len(), "each once");
+
+    // What nobody is bound for when its time has come is kept there until somebody is.
+    let unbound = (
+        Field::Options,
+        r#"{"exchange": "shop", "routing_key": "later"}"#,
+    );
+    let at = ahead(2.1);
+    deliver(&mut sink, &[task("kept", &[unbound, (Field::RunAt, &at)])]).await;
+    let server = RabbitMq::shared();
+    let path = format!("queues/{}/celery_delayed_0", vhost.name);
+    until(PATIENCE, "a message that goes nowhere", || {
+        let queue = server.ask("GET", &path, None);
+        (queue["messages"] == 1 && queue["messages_ready"] == 0 || queue["messages_dlx"] == 1)
+            .then_some(())
+    });
 }
 
 #[tokio::test]

@@ -10,7 +10,8 @@
 //!   into the hold table. Which queue it reaches is decided there, when its time has come: what no queue is bound for by then
 //!   is dropped there, or waits for one where the delay queues are quorum queues (Celery's default). It cannot be cancelled.
 //! - **Order**: one task of a key is under way at a time; see [`crate::sink::amqp`], which does the sending, also for what the
-//!   broker can lose. Several workers, priorities, and tasks with an eta break it beyond the broker, as for every producer.
+//!   broker can lose, and for what `check --online` sees: here the queue of tasks that name none, and with `native_delay` the
+//!   delay exchange. Several workers, priorities, and tasks with an eta break it beyond the broker, as for every producer.
 
 use std::sync::Arc;
 use std::time::Duration;
