@@ -2,13 +2,11 @@
 //! nothing else: it believes every byte, checks nothing, confirms before Redis has answered, and knows no gate. A yardstick,
 //! not code to build on.
 //!
-//!     rustc -O --edition 2024 floor.rs && ./floor slot=.. publication=.. rows=N [mode=count|celery|amqp] [latency=FILE]
-//!     ./floor mode=queue kind=classic|quorum
+//!     rustc -O --edition 2024 floor.rs && ./floor slot=.. publication=.. rows=N [mode=count|celery] [latency=FILE]
 //!
 //! Stops after N rows and prints `SECS`, the time from the first row to the last. The table is the bench's outbox: id, topic,
 //! key, payload, headers, created_at. `PGHOST`, `PGPORT`, `PGUSER`, `PGDATABASE` and `REDIS_PORT` say where; no password,
-//! no TLS. `mode=celery` makes a Celery message of each row and pushes it to the list `celery`. `mode=amqp` publishes it to
-//! RabbitMQ at `RABBITMQ_PORT`, mandatory and confirmed, into the queue `celery`; `mode=queue` makes that queue anew.
+//! no TLS. `mode=celery` makes a Celery message of each row and pushes it to the list `celery`.
 //!
 //! `lazy_us` (200): the pause after a read shorter than `lazy_min` (65536) bytes. Each wake-up of the reader interrupts the
 //! walsender; with the pause both are several times faster. 0 for none, as when latency is measured.
@@ -19,23 +17,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Commands that Redis may have unanswered.
 const WINDOW: usize = 500;
-/// Messages that RabbitMQ may have unconfirmed: as many as there are in our largest batch.
-const UNCONFIRMED: usize = 3072;
 
 fn main() {
-    if argument("mode").as_deref() == Some("queue") {
-        return Rabbit::connect().make_queue(&argument("kind").expect("kind="));
-    }
     let slot = argument("slot").expect("slot=");
     let publication = argument("publication").expect("publication=");
     let rows: u64 = number("rows", 1);
     let pause = Duration::from_micros(number("lazy_us", 200));
     let short = number("lazy_min", 65536) as usize;
     let latency = argument("latency");
-    let (mut redis, mut rabbit) = match argument("mode").as_deref() {
-        None | Some("count") => (None, None),
-        Some("celery") => (Some(Redis::connect()), None),
-        Some("amqp") => (None, Some(Rabbit::connect())),
+    let mut redis = match argument("mode").as_deref() {
+        None | Some("count") => None,
+        Some("celery") => Some(Redis::connect()),
         Some(other) => panic!("mode={other}"),
     };
 
@@ -89,9 +81,6 @@ fn main() {
                         if let Some(redis) = &mut redis {
                             redis.push(text(columns[0]), columns[3]);
                         }
-                        if let Some(rabbit) = &mut rabbit {
-                            rabbit.publish(text(columns[0]), columns[3]);
-                        }
                     }
                     // Commit: flags, LSN of the record, LSN after it.
                     b'C' => {
@@ -108,9 +97,6 @@ fn main() {
         if let Some(redis) = &mut redis {
             redis.flush(WINDOW);
         }
-        if let Some(rabbit) = &mut rabbit {
-            rabbit.flush(UNCONFIRMED);
-        }
         if asked || status_at.elapsed() > Duration::from_secs(1) {
             confirm(&mut socket, confirmed);
             status_at = Instant::now();
@@ -121,9 +107,6 @@ fn main() {
     }
     if let Some(redis) = &mut redis {
         redis.flush(0);
-    }
-    if let Some(rabbit) = &mut rabbit {
-        rabbit.flush(0);
     }
     println!("SECS {:.4}", first.elapsed().as_secs_f64());
     println!("NOTE {seen} rows in {reads} reads, checksum {checksum}");
@@ -321,200 +304,6 @@ impl Redis {
             self.pending -= replies.iter().filter(|byte| **byte == b'\n').count();
         }
     }
-}
-
-/// A connection to RabbitMQ, and a channel with confirms.
-struct Rabbit {
-    socket: TcpStream,
-    out: Vec<u8>,
-    headers: Vec<u8>,
-    input: Vec<u8>,
-    /// The tag of the last message, and of the first that is not confirmed; those behind it that are.
-    last: u64,
-    first: u64,
-    confirmed: std::collections::VecDeque<bool>,
-}
-
-impl Rabbit {
-    fn connect() -> Rabbit {
-        let port = environment("RABBITMQ_PORT", "5672");
-        let socket = TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
-        socket.set_nodelay(true).unwrap();
-        let mut rabbit = Rabbit {
-            socket,
-            out: b"AMQP\0\0\x09\x01".to_vec(),
-            headers: Vec::new(),
-            input: Vec::new(),
-            last: 0,
-            first: 1,
-            confirmed: Default::default(),
-        };
-        rabbit.expect(10, 10);
-        rabbit.say(
-            0,
-            10,
-            11,
-            b"\0\0\0\0\x05PLAIN\0\0\0\x0c\0guest\0guest\x05en_US",
-        );
-        rabbit.expect(10, 30);
-        // One channel, frames of 128 KiB, no heartbeat.
-        rabbit.say(0, 10, 31, b"\0\x01\0\x02\0\0\0\0");
-        rabbit.say(0, 10, 40, b"\x01/\0\0");
-        rabbit.expect(10, 41);
-        rabbit.say(1, 20, 10, b"\0");
-        rabbit.expect(20, 11);
-        rabbit.say(1, 85, 10, b"\0");
-        rabbit.expect(85, 11);
-        rabbit
-    }
-
-    /// Makes a durable queue without messages.
-    fn make_queue(&mut self, kind: &str) {
-        self.say(1, 50, 40, b"\0\0\x06celery\0");
-        self.expect(50, 41);
-        let mut arguments = b"\x0cx-queue-type".to_vec();
-        put_text(&mut arguments, kind);
-        let length = (arguments.len() as u32).to_be_bytes();
-        let declare = [&b"\0\0\x06celery\x02"[..], &length, &arguments].concat();
-        self.say(1, 50, 10, &declare);
-        self.expect(50, 11);
-    }
-
-    fn say(&mut self, channel: u16, class: u16, method: u16, arguments: &[u8]) {
-        let start = begin_frame(&mut self.out, 1, channel);
-        self.out.extend_from_slice(&class.to_be_bytes());
-        self.out.extend_from_slice(&method.to_be_bytes());
-        self.out.extend_from_slice(arguments);
-        end_frame(&mut self.out, start);
-    }
-
-    /// Waits for a method, and no other.
-    fn expect(&mut self, class: u16, method: u16) {
-        self.socket.write_all(&self.out).unwrap();
-        self.out.clear();
-        let mut head = [0; 7];
-        self.socket.read_exact(&mut head).unwrap();
-        let mut payload = vec![0; u32_at(&head[3..]) as usize + 1];
-        self.socket.read_exact(&mut payload).unwrap();
-        let said = [class.to_be_bytes(), method.to_be_bytes()].concat();
-        assert_eq!(payload[..4], said, "{}", String::from_utf8_lossy(&payload));
-    }
-
-    fn publish(&mut self, id: &str, payload: &[u8]) {
-        self.say(1, 60, 40, b"\0\0\0\x06celery\x01");
-        let headers = &mut self.headers;
-        headers.clear();
-        for (name, value) in [
-            ("lang", Some("py")),
-            ("task", Some("celery")),
-            ("id", Some(id)),
-            ("shadow", None),
-            ("eta", None),
-            ("expires", None),
-            ("group", None),
-            ("group_index", None),
-            ("retries", None),
-            ("timelimit", None),
-            ("root_id", Some(id)),
-            ("parent_id", None),
-            ("argsrepr", Some("[]")),
-            ("kwargsrepr", Some(text(payload))),
-            ("origin", Some("floor")),
-            ("ignore_result", None),
-        ] {
-            headers.push(name.len() as u8);
-            headers.extend_from_slice(name.as_bytes());
-            match value {
-                Some(value) => put_text(headers, value),
-                None => headers.push(b'V'),
-            }
-        }
-        let (before, after): (&[u8], &[u8]) = (
-            b"[[],",
-            b",{\"callbacks\":null,\"errbacks\":null,\"chain\":null,\"chord\":null}]",
-        );
-        let length = before.len() + payload.len() + after.len();
-        let out = &mut self.out;
-        let start = begin_frame(out, 2, 1);
-        out.extend_from_slice(b"\0\x3c\0\0");
-        out.extend_from_slice(&(length as u64).to_be_bytes());
-        out.extend_from_slice(b"\xfe\x80\x10application/json\x05utf-8");
-        out.extend_from_slice(&(headers.len() as u32).to_be_bytes());
-        out.extend_from_slice(headers);
-        out.extend_from_slice(b"\x02\0");
-        for text in [id, "", id] {
-            out.push(text.len() as u8);
-            out.extend_from_slice(text.as_bytes());
-        }
-        end_frame(out, start);
-        let start = begin_frame(out, 3, 1);
-        out.extend_from_slice(before);
-        out.extend_from_slice(payload);
-        out.extend_from_slice(after);
-        end_frame(out, start);
-        self.last += 1;
-        self.confirmed.push_back(false);
-        if self.out.len() >= 65536 {
-            self.flush(UNCONFIRMED);
-        }
-    }
-
-    /// Sends what is queued, and waits until no more than `window` messages are unconfirmed.
-    fn flush(&mut self, window: usize) {
-        self.socket.write_all(&self.out).unwrap();
-        self.out.clear();
-        while (self.last + 1 - self.first) as usize > window {
-            let mut bytes = [0; 65536];
-            let read = self.socket.read(&mut bytes).unwrap();
-            assert!(read > 0, "RabbitMQ has closed the connection");
-            self.input.extend_from_slice(&bytes[..read]);
-            let mut at = 0;
-            while let Some(frame) = self.input.get(at..).filter(|rest| rest.len() >= 8) {
-                let length = u32_at(&frame[3..]) as usize;
-                if frame.len() < length + 8 {
-                    break;
-                }
-                // A method: basic.ack.
-                assert_eq!(frame[..1], [1]);
-                assert_eq!(
-                    frame[7..11],
-                    [0, 60, 0, 80],
-                    "{}",
-                    String::from_utf8_lossy(frame)
-                );
-                let (tag, multiple) = (u64_at(&frame[11..]), frame[19] == 1);
-                let place = (tag - self.first) as usize;
-                let from = if multiple { 0 } else { place };
-                (from..=place).for_each(|place| self.confirmed[place] = true);
-                while self.confirmed.front() == Some(&true) {
-                    self.confirmed.pop_front();
-                    self.first += 1;
-                }
-                at += length + 8;
-            }
-            self.input.drain(..at);
-        }
-    }
-}
-
-fn put_text(out: &mut Vec<u8>, text: &str) {
-    out.push(b'S');
-    out.extend_from_slice(&(text.len() as u32).to_be_bytes());
-    out.extend_from_slice(text.as_bytes());
-}
-
-fn begin_frame(out: &mut Vec<u8>, kind: u8, channel: u16) -> usize {
-    let start = out.len();
-    out.push(kind);
-    out.extend_from_slice(&channel.to_be_bytes());
-    out.extend_from_slice(&[0; 4]);
-    start
-}
-
-fn end_frame(out: &mut Vec<u8>, start: usize) {
-    let length = (out.len() - start - 7) as u32;
-    out[start + 3..start + 7].copy_from_slice(&length.to_be_bytes());
-    out.push(0xCE);
 }
 
 fn base64(bytes: &[u8], out: &mut Vec<u8>) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Replays one backlog through several readers of a slot, in turns, and compares them.
 
-    ratio.py --backlog a|b|c|rabbitmq [--runs N] [--aim WALL,CPU,MEMORY] [--prepare COMMAND] NAME=COMMAND ...
+    ratio.py --backlog a|b|c [--runs N] [--aim WALL,CPU,MEMORY] NAME=COMMAND ...
 
 In a command, {slot}, {rows} and {end} stand for the slot to read, the number of rows, and the position behind the last. Each
 run of each command gets a fresh copy of the backlog's slot, so that all replay the same WAL. A command exits with 0 when it
@@ -80,14 +80,12 @@ class Walsenders(threading.Thread):
                     self.known.pop(pid, None)  # it may not have told its title yet
 
 
-def run(command, backlog, rows, end, timeout, prepare):
+def run(command, backlog, rows, end, timeout):
     slot = f"run_{os.getpid()}_{time.monotonic_ns() // 1000}"
     sql(f"select pg_copy_logical_replication_slot('base_{backlog}', '{slot}')")
     for name, value in {"slot": slot, "rows": rows, "end": end}.items():
         command = command.replace("{" + name + "}", value)
     subprocess.run(["redis-cli", "-p", os.environ["REDIS_PORT"], "flushall"], check=True, capture_output=True)
-    if prepare:
-        subprocess.run(["sh", "-c", prepare], check=True)
     walsenders = Walsenders()
     walsenders.start()
     log = open(os.environ["BENCH_HOME"] + "/last-run.log", "w")
@@ -122,7 +120,6 @@ def main():
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=300, help="seconds")
     parser.add_argument("--aim", help="of the last command: times the reference, µs of CPU per row, MB")
-    parser.add_argument("--prepare", help="a command to run before each run")
     parser.add_argument("commands", nargs="+", metavar="NAME=COMMAND")
     args = parser.parse_args()
 
@@ -133,7 +130,7 @@ def main():
     runs = {name: [] for name in commands}
     for turn in range(args.runs):
         for name, command in commands.items():
-            one = run(command, args.backlog, rows, end, args.timeout, args.prepare)
+            one = run(command, args.backlog, rows, end, args.timeout)
             runs[name].append(one)
             print(f"# {args.backlog} {turn + 1}/{args.runs} {name}: {one.wall:.2f} s", file=sys.stderr)
             if one.code:

@@ -1,9 +1,9 @@
 #!/bin/bash
 # The bench: throughput, CPU, memory and latency, as ratios to a bare loop, on servers of its own in a temporary folder.
 #
-#     benches/run.sh [options] [a|b|c|latency|retention|hold|rabbitmq ...]
+#     benches/run.sh [options] [a|b|c|latency|retention|hold|sinks ...]
 #
-# Without a name: all of them, RabbitMQ where there is one; about a quarter of an hour, 6 GB of disk, 3 GB of memory.
+# Without a name: all of them; about a quarter of an hour, 6 GB of disk, 3 GB of memory.
 #
 #     --small         a twentieth of the rows, and one run: whether it works, not how fast it is
 #     --runs N        rounds of each comparison (3)
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
     --home) home=$2 && shift ;;
     --daemon) daemon=$2 && shift ;;
     --before) before=$2 && shift ;;
-    a | b | c | latency | retention | hold | rabbitmq) parts+=("$1") ;;
+    a | b | c | latency | retention | hold | sinks) parts+=("$1") ;;
     -h | --help) usage && exit ;;
     *) usage >&2 && exit 2 ;;
     esac
@@ -34,11 +34,7 @@ while [ $# -gt 0 ]; do
 done
 runs=${runs:-$([ -n "$small" ] && echo 1 || echo 3)}
 seconds=${seconds:-$([ -n "$small" ] && echo 2 || echo 10)}
-rabbit=/usr/lib/rabbitmq/bin
-if [ ${#parts[@]} -eq 0 ]; then
-    parts=(a b c latency retention hold)
-    [ ! -x $rabbit/rabbitmq-server ] || parts+=(rabbitmq)
-fi
+[ ${#parts[@]} -gt 0 ] || parts=(a b c latency retention hold sinks)
 say() { echo "# $*" >&2; }
 
 # Programs.
@@ -62,7 +58,6 @@ fi
 as_postgres() { if [ "$(id -u)" -eq 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 stop() {
     [ -z "${redis:-}" ] || kill "$redis" 2>/dev/null || true
-    for group in ${rabbits:-}; do kill -- "-$group" 2>/dev/null || true; done
     [ ! -f "$BENCH_HOME/pg/postmaster.pid" ] || as_postgres pg_ctl -D "$BENCH_HOME/pg" -m immediate -w stop >/dev/null || true
     [ -n "$home" ] || rm -rf "$BENCH_HOME"
 }
@@ -73,11 +68,11 @@ trap stop EXIT
 trap 'exit 130' INT TERM
 [ "$(id -u)" -ne 0 ] || chown postgres "$BENCH_HOME"
 chmod 755 "$BENCH_HOME"
-read -r PGPORT REDIS_PORT RABBITMQ_PORT nodes names <<<"$(python3 -c '
+read -r PGPORT REDIS_PORT <<<"$(python3 -c '
 import socket
-ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
+ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 print(*(port.getsockname()[1] for port in ports))')"
-export BENCH_HOME PGPORT REDIS_PORT RABBITMQ_PORT PGHOST=127.0.0.1 PGUSER=postgres PGDATABASE=bench
+export BENCH_HOME PGPORT REDIS_PORT PGHOST=127.0.0.1 PGUSER=postgres PGDATABASE=bench
 if [ ! -f "$BENCH_HOME/pg/PG_VERSION" ]; then
     as_postgres initdb -D "$BENCH_HOME/pg" -U postgres -A trust --no-locale -E UTF8 >/dev/null
     as_postgres tee -a "$BENCH_HOME/pg/postgresql.conf" >/dev/null <<CONF
@@ -98,23 +93,6 @@ as_postgres pg_ctl -D "$BENCH_HOME/pg" -l "$BENCH_HOME/pg.log" -o "-p $PGPORT" -
 redis-server --port "$REDIS_PORT" --bind 127.0.0.1 --save '' --appendonly no --dir "$BENCH_HOME" --logfile "$BENCH_HOME/redis.log" &
 redis=$!
 until redis-cli -p "$REDIS_PORT" ping >/dev/null 2>&1; do kill -0 $redis; sleep 0.1; done
-
-start_rabbitmq() { # in a folder of its own, without what the machine has in /etc/rabbitmq
-    local folder=$BENCH_HOME/rabbitmq
-    mkdir -p "$folder"
-    printf '%s\n' "listeners.tcp.1 = 127.0.0.1:$RABBITMQ_PORT" 'disk_free_limit.absolute = 1MB' 'log.console = true' 'log.file = false' >"$folder/rabbitmq.conf"
-    echo '[].' >"$folder/advanced.config"
-    echo '[].' >"$folder/plugins"
-    : >"$folder/env.conf"
-    setsid epmd -address 127.0.0.1 -port "$names" >/dev/null 2>&1 &
-    rabbits=$!
-    HOME=$folder ERL_EPMD_ADDRESS=127.0.0.1 ERL_EPMD_PORT=$names RABBITMQ_NODENAME=bench-$RABBITMQ_PORT@localhost RABBITMQ_DIST_PORT=$nodes \
-        RABBITMQ_MNESIA_BASE=$folder/data RABBITMQ_LOG_BASE=$folder RABBITMQ_LOGS=- RABBITMQ_CONF_ENV_FILE=$folder/env.conf \
-        RABBITMQ_CONFIG_FILE=$folder/rabbitmq.conf RABBITMQ_ADVANCED_CONFIG_FILE=$folder/advanced.config \
-        RABBITMQ_ENABLED_PLUGINS_FILE=$folder/plugins setsid $rabbit/rabbitmq-server >"$folder/log" 2>&1 &
-    rabbits="$rabbits $!"
-    until grep -q 'startup complete' "$folder/log"; do kill -0 $!; sleep 0.2; done
-}
 
 # Backlogs: a, transactions of one row; b, of a hundred; c, a single one.
 query() { psql -Xq -v ON_ERROR_STOP=1 "$@"; }
@@ -140,7 +118,6 @@ for name in "${parts[@]}"; do
     a) load a $((rows / 2)) pgbench -n -M prepared -c 10 -j 2 -t $((rows / 20)) -f "$here/one.pgbench" ;;
     b) load b $rows query -c "call load($rows, 100)" ;;
     c) load c $rows query -c "call load($rows, $rows)" ;;
-    rabbitmq) load rabbitmq $((rows / 10)) query -c "call load($((rows / 10)), 100)" ;;
     esac
 done
 query -c checkpoint
@@ -159,15 +136,7 @@ beside() { # the program of before, into the same sink
 for name in "${parts[@]}"; do
     case $name in
     latency) "$here/latency.py" --bin "$target/bench" --daemon "$daemon" --rounds 3 --seconds "$seconds" ${before:+--before "$before"} ;;
-    rabbitmq)
-        start_rabbitmq
-        echo "RabbitMQ $(sed -n 's/.*Starting RabbitMQ \([0-9.]*\).*/\1/p' "$BENCH_HOME/rabbitmq/log" | head -n 1)."
-        for kind in classic quorum; do
-            "$here/ratio.py" --backlog rabbitmq --runs "$runs" $(aim 1.25,,) --prepare "$target/bench/floor mode=queue kind=$kind" \
-                "floor, $kind queue=$reader mode=amqp" ${before:+"$(beside rabbitmq)"} \
-                "aftercommit, $kind queue=env SLOT={slot} SINK=rabbitmq $daemon $run"
-        done
-        ;;
+    sinks) (cd "$here/.." && cargo test --quiet --profile harness --test it -- --ignored --exact yardstick::sinks --nocapture --test-threads=1) | grep '^|' ;;
     retention | hold) "$here/settle.py" "$name" --daemon "$daemon" --rows $((300000 / part)) --rounds "$runs" ;;
     *)
         "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.15,2,32) \

@@ -52,3 +52,4 @@ mod tls;
 mod versions;
 mod walsender;
 mod webhook;
+mod yardstick;
