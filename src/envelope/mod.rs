@@ -9,6 +9,7 @@ pub mod celery;
 pub mod event;
 pub mod json;
 pub mod kombu;
+pub mod native_delay;
 mod options;
 pub mod plain;
 mod ready;
