@@ -6,7 +6,9 @@
 pub mod amqp;
 mod call;
 pub mod celery;
+pub mod dramatiq;
 pub mod event;
+mod job;
 pub mod json;
 pub mod kombu;
 mod options;

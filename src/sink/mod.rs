@@ -4,6 +4,7 @@ pub mod amqp;
 mod answered;
 mod broker_url;
 pub mod celery;
+pub mod dramatiq;
 pub mod exec;
 pub mod marks;
 pub mod nats;
@@ -235,6 +236,7 @@ macro_rules! tables {
 tables! {
     amqp,
     celery,
+    dramatiq,
     exec,
     nats,
     null,

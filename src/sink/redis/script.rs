@@ -9,7 +9,7 @@
 //! | owner | our name in the ledger; empty: no ledger |
 //! | number, note | the note; see `sink/marks.rs` |
 //! | expiry | of the ledger, in seconds |
-//! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; for lists: LPUSH or RPUSH |
+//! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; else a letter for each key: what it must be |
 //! | count, numbers | of notes to take away |
 //! | tasks | see [`super::batch`] |
 
@@ -34,18 +34,14 @@ return redis.call('HKEYS', KEYS[1])";
 /// Does nothing; but may we?
 pub(super) const TRY: &[u8] = b"return 1";
 
-/// Changes nothing: tells what the second key is, and which commands we may not use. KEYS: a ledger, the stream or list, where
-/// its name is known. ARGV: the command that pushes.
-pub(super) const LOOK: &[u8] = b"local key = KEYS[2] or KEYS[1] \
-local seen = {redis.call('TYPE', key).ok} \
-local needed = {{'HGET', KEYS[1], ''}, {'HSET', KEYS[1], '', ''}, {'HDEL', KEYS[1], ''}, {'HKEYS', KEYS[1]}, \
-{'HMGET', KEYS[1], ''}, {'EXPIRE', KEYS[1], '1'}} \
-if ARGV[1] == 'XADD' then \
-for _, command in ipairs({{'XADD', key, '*', '', ''}, {'XRANGE', key, '-', '+'}, {'XINFO', 'STREAM', key}, \
-{'XTRIM', key, 'MAXLEN', '1'}}) do needed[#needed + 1] = command end \
-else needed[#needed + 1] = {ARGV[1], key, ''} end \
-for _, command in ipairs(needed) do \
-if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then seen[#seen + 1] = command[1] end \
+/// Changes nothing: tells what the keys are, and which commands we may not use. KEYS: a ledger, and the others whose names are
+/// known. ARGV: for each command, how many words it has, and they.
+pub(super) const LOOK: &[u8] = b"local seen, i = {}, 1 \
+for k = 1, #KEYS do seen[k] = redis.call('TYPE', KEYS[k]).ok end \
+while i <= #ARGV do \
+local last = i + ARGV[i] \
+if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(ARGV, i + 1, last)) then seen[#seen + 1] = ARGV[i + 1] end \
+i = last + 1 \
 end \
 return seen";
 
@@ -57,7 +53,7 @@ macro_rules! script {
             "local wrong = {'wrong'} ",
             "for k = base + 1, #KEYS do ",
             "local kind = redis.call('TYPE', KEYS[k]).ok ",
-            "if kind ~= 'none' and kind ~= '", $kind, "' then wrong[#wrong + 1] = k - base - 1 end ",
+            "if kind ~= 'none' and kind ~= ", $kind, " then wrong[#wrong + 1] = k - base - 1 end ",
             "end ",
             "if #wrong > 1 then return wrong end ",
             "local i, pushed, late, there = 8 + gone, 0, 0, 0 ",
@@ -79,7 +75,7 @@ macro_rules! script {
 /// Entries that are too old go as many at a time as have come, and some more: by the commit that stands in them, since nobody's
 /// clock is in an id.
 pub(super) const PUSH_TO_STREAMS: &[u8] = script!(
-    "stream",
+    "'stream'",
     "local tops = {} \
 local function behind(key) \
 if not tops[key] then \
@@ -116,14 +112,14 @@ if (committed(oldest[n]) or ARGV[6]) < ARGV[6] then redis.pcall('XTRIM', KEYS[k]
 end end end end "
 );
 
-/// Tasks for one list that follow each other are pushed at once.
-pub(super) const PUSH_TO_LISTS: &[u8] = script!(
-    "list",
+/// Tasks are commands, each with one key.
+pub(in crate::sink) const RUN_COMMANDS: &[u8] = script!(
+    "({l = 'list', h = 'hash', s = 'set', z = 'zset'})[string.sub(ARGV[5], k - base, k - base)]",
     "while i <= #ARGV do \
-local key, last = KEYS[base + 1 + ARGV[i]], i + 1 + ARGV[i + 1] \
-local length = redis.pcall(ARGV[5], key, unpack(ARGV, i + 2, last)) \
-if type(length) == 'table' then return {'stopped', pushed, tonumber(ARGV[i]), length.err} end \
-i, pushed = last + 1, pushed + last - i - 1 \
+local last = i + 3 + ARGV[i + 3] \
+local reply = redis.pcall(ARGV[i], KEYS[base + 1 + ARGV[i + 1]], unpack(ARGV, i + 4, last)) \
+if type(reply) == 'table' and reply.err then return {'stopped', pushed, tonumber(ARGV[i + 1]), reply.err} end \
+i, pushed = last + 1, pushed + ARGV[i + 2] \
 end "
 );
 
