@@ -38,12 +38,16 @@ fn rule(name: &[u8]) -> Rule {
         b"max_retries" => Rule::CountOrNull,
         b"min_backoff" | b"max_backoff" | b"time_limit" | b"max_age" | b"result_ttl" => Rule::Count,
         b"store_results" | b"notify_shutdown" | b"pipe_ignore" => Rule::Flag,
-        b"on_success" | b"on_failure" | b"on_retry_exhausted" | b"group_completion_uuid" => Rule::Text,
+        b"on_success" | b"on_failure" | b"on_retry_exhausted" | b"group_completion_uuid" => {
+            Rule::Text
+        }
         b"pipe_target" | b"group_completion_callbacks" => Rule::Other,
         b"broker_priority" => Rule::Column("priority"),
         b"eta" | b"delay" => Rule::Column("run_at"),
         b"redis_message_id" => Rule::Column("id"),
-        b"retries" | b"traceback" | b"requeue_timestamp" | b"throws" | b"retry_when" => Rule::Internal,
+        b"retries" | b"traceback" | b"requeue_timestamp" | b"throws" | b"retry_when" => {
+            Rule::Internal
+        }
         _ => Rule::Free,
     }
 }
@@ -63,7 +67,10 @@ impl<'t> Message<'t> {
         }
         let members = Members::new(task, rule)?;
         for name in ["pipe_target", "group_completion_callbacks"] {
-            if members.option(name).is_some_and(|value| !is_messages(value)) {
+            if members
+                .option(name)
+                .is_some_and(|value| !is_messages(value))
+            {
                 return Err(Unfit::new(format!(
                     "options.{name} must be a Dramatiq message, or a list of them, as Message.asdict() gives it"
                 )));
@@ -71,12 +78,17 @@ impl<'t> Message<'t> {
         }
         let expires = celery::moment(task, Field::ExpiresAt)?;
         if expires.is_some() && members.option("max_age").is_some() {
-            return Err(Unfit::new("expires_at and options.max_age exclude each other"));
+            return Err(Unfit::new(
+                "expires_at and options.max_age exclude each other",
+            ));
         }
         // No age at all would be for ever.
         let age = |at: Timestamp| (at.0.saturating_sub(task.committed_at.0) / 1_000).max(1);
         let priority = match task.text(Field::Priority) {
-            Some(text) => Some(text.parse().map_err(|_| Unfit::new("priority must be 0 to 255"))?),
+            Some(text) => Some(
+                text.parse()
+                    .map_err(|_| Unfit::new("priority must be 0 to 255"))?,
+            ),
             None => None,
         };
         let eta = job::run_at(task, now)?;
@@ -123,7 +135,11 @@ impl<'t> Message<'t> {
         out.extend_from_slice(b"},\"message_id\":");
         json::write_string(out, self.task.id());
         // Writing to a Vec cannot fail.
-        let _ = write!(out, ",\"message_timestamp\":{}}}", milliseconds(self.task.committed_at));
+        let _ = write!(
+            out,
+            ",\"message_timestamp\":{}}}",
+            milliseconds(self.task.committed_at)
+        );
     }
 
     fn write_options(&self, out: &mut Vec<u8>, redis_message_id: Option<&str>) {
@@ -153,15 +169,19 @@ fn milliseconds(at: Timestamp) -> i64 {
 pub fn is_queue(name: &str) -> bool {
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
     let other = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    name.starts_with(first) && name.chars().all(other) && !name.ends_with(DELAYED) && !name.ends_with(".XQ")
+    name.starts_with(first)
+        && name.chars().all(other)
+        && !name.ends_with(DELAYED)
+        && !name.ends_with(".XQ")
 }
 
 /// One message, or a list of them: what a worker makes messages of when it is done.
 fn is_messages(value: &[u8]) -> bool {
     match json::kind(value) {
         Some(Kind::Null) => true,
-        Some(Kind::Array) => json::elements(value, Dialect::Strict)
-            .all(|element| element.is_ok_and(is_message)),
+        Some(Kind::Array) => {
+            json::elements(value, Dialect::Strict).all(|element| element.is_ok_and(is_message))
+        }
         _ => is_message(value),
     }
 }
@@ -179,7 +199,9 @@ fn is_message(value: &[u8]) -> bool {
     let mut seen = 0;
     let known = |(name, value): (&[u8], &[u8])| {
         let kind = json::kind(value);
-        MEMBERS.iter().any(|(known, expected)| *known == name && Some(*expected) == kind)
+        MEMBERS
+            .iter()
+            .any(|(known, expected)| *known == name && Some(*expected) == kind)
     };
     json::kind(value) == Some(Kind::Object)
         && json::members(value, Dialect::Strict).all(|member| {

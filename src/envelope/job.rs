@@ -106,6 +106,16 @@ impl<'t> Members<'t> {
         found.map(|(_, value)| value)
     }
 
+    /// Whether an option is given, and not as null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.option(name).is_some_and(|value| json::kind(value) != Some(Kind::Null))
+    }
+
+    /// The deepest place in them.
+    pub(super) fn depth(&self) -> usize {
+        json::depth(self.options).max(json::depth(self.headers))
+    }
+
     /// Appends them all, each with a comma before it; then the commit's LSN and time.
     pub(super) fn write(&self, out: &mut Vec<u8>, task: &Task) {
         for object in [self.options, self.headers] {
@@ -133,7 +143,10 @@ impl<'t> Members<'t> {
 fn check(column: &str, name: &[u8]) -> Result<(), Unfit> {
     let words = if name.contains(&b'\\') {
         "has a name with an escape: write it as it is"
-    } else if [LSN_HEADER, COMMITTED_AT_HEADER].map(str::as_bytes).contains(&name) {
+    } else if [LSN_HEADER, COMMITTED_AT_HEADER]
+        .map(str::as_bytes)
+        .contains(&name)
+    {
         "has a name that is the daemon's own"
     } else {
         return Ok(());

@@ -14,6 +14,7 @@ pub mod kombu;
 mod options;
 pub mod plain;
 mod ready;
+pub mod sidekiq;
 pub mod template;
 #[cfg(test)]
 mod tests;

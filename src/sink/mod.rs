@@ -13,6 +13,7 @@ mod order;
 mod pace;
 pub mod redis;
 pub mod redis_client;
+pub mod sidekiq;
 pub mod stdout;
 pub mod webhook;
 
@@ -241,6 +242,7 @@ tables! {
     nats,
     null,
     redis,
+    sidekiq,
     stdout,
     webhook,
 }

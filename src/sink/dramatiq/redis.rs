@@ -68,7 +68,11 @@ impl Form for Messages {
         group.enter(place, |group, _| {
             let messages = group.key(&[place, b".msgs"].concat(), Kind::Hash);
             let ids = group.key(place, Kind::List);
-            (vec![messages, ids], ("HSET", messages), Some(("RPUSH", ids)))
+            (
+                vec![messages, ids],
+                ("HSET", messages),
+                Some(("RPUSH", ids)),
+            )
         });
         let id = task.id();
         group.argument(|out| {

@@ -43,9 +43,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-pub use self::message::Format;
 use self::events::{Entries, Messages};
 use self::form::Form;
+pub use self::message::Format;
 use self::push::Pusher;
 use super::broker_url::client_config;
 use super::redis_client::servers;

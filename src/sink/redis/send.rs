@@ -80,12 +80,7 @@ impl Pusher {
     }
 
     /// The head of a script for these tasks.
-    fn head(
-        &mut self,
-        group: &Group,
-        marks: &[Mark],
-        progress: &Progress<'_>,
-    ) -> Head {
+    fn head(&mut self, group: &Group, marks: &[Mark], progress: &Progress<'_>) -> Head {
         let slot = group.slot;
         let mut note = List::default();
         marks.iter().for_each(|mark| note.add(*mark));
