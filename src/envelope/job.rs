@@ -108,7 +108,8 @@ impl<'t> Members<'t> {
 
     /// Whether an option is given, and not as null.
     pub(super) fn has(&self, name: &str) -> bool {
-        self.option(name).is_some_and(|value| json::kind(value) != Some(Kind::Null))
+        self.option(name)
+            .is_some_and(|value| json::kind(value) != Some(Kind::Null))
     }
 
     /// The deepest place in them.

@@ -47,7 +47,9 @@ fn rule(name: &[u8]) -> Rule {
         b"backtrace" => Rule::CountOrFlag,
         b"dead" => Rule::Flag,
         b"retry_for" | b"expires_in" => Rule::Number,
-        b"retry_queue" | b"wrapped" | b"display_class" | b"bid" | b"locale" | b"profile" => Rule::Text,
+        b"retry_queue" | b"wrapped" | b"display_class" | b"bid" | b"locale" | b"profile" => {
+            Rule::Text
+        }
         b"tags" => Rule::Texts,
         b"cattr" => Rule::Object,
         b"class" => Rule::Column("task"),
@@ -55,10 +57,9 @@ fn rule(name: &[u8]) -> Rule {
         b"jid" => Rule::Column("id"),
         b"queue" => Rule::Column("queue"),
         b"at" => Rule::Column("run_at"),
-        b"created_at" | b"enqueued_at" | b"failed_at" | b"retried_at" | b"retry_count" | b"discarded_at"
-        | b"error_message" | b"error_class" | b"error_backtrace" | b"interrupt_count" | b"pool" => {
-            Rule::Internal
-        }
+        b"created_at" | b"enqueued_at" | b"failed_at" | b"retried_at" | b"retry_count"
+        | b"discarded_at" | b"error_message" | b"error_class" | b"error_backtrace"
+        | b"interrupt_count" | b"pool" => Rule::Internal,
         _ => Rule::Free,
     }
 }
@@ -84,7 +85,9 @@ impl<'t> Job<'t> {
         let members = Members::new(task, rule)?;
         let (args, kwargs) = (job::args(task)?, job::kwargs(task)?);
         // The job is a level above its args, and kwargs are within these.
-        let levels = (1 + json::depth(args)).max(2 + json::depth(kwargs)).max(members.depth());
+        let levels = (1 + json::depth(args))
+            .max(2 + json::depth(kwargs))
+            .max(members.depth());
         if levels > MAX_DEPTH {
             return Err(Unfit::new(format!(
                 "args, kwargs or options are nested too deeply: Ruby reads {MAX_DEPTH} levels, with the job's own"
@@ -131,7 +134,12 @@ impl<'t> Job<'t> {
     }
 
     fn write_args(&self, out: &mut Vec<u8>) {
-        let is_empty = |json: &[u8]| json.iter().filter(|byte| !byte.is_ascii_whitespace()).count() == 2;
+        let is_empty = |json: &[u8]| {
+            json.iter()
+                .filter(|byte| !byte.is_ascii_whitespace())
+                .count()
+                == 2
+        };
         if is_empty(self.kwargs) {
             out.extend_from_slice(self.args);
             return;

@@ -9,12 +9,7 @@ settings = {url: ENV.fetch("BROKER_URL")}
 Sidekiq.configure_server do |config|
   config.redis = settings
   # The tests don't wait a quarter of a minute for what is due.
-  if config.respond_to?(:average_scheduled_poll_interval=)
-    config.average_scheduled_poll_interval = 1
-  else
-    config.options[:average_scheduled_poll_interval] = 1
-    config.options[:poll_interval_average] = 1
-  end
+  (config.respond_to?(:[]=) ? config : config.options)[:poll_interval_average] = 1
 end
 Sidekiq.configure_client { |config| config.redis = settings }
 

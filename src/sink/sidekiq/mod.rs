@@ -151,7 +151,13 @@ impl Settings for Config {
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
         let (form, replicas) = (Box::new(Jobs::new(self)), self.replicas);
-        Ok(Box::new(Pusher::new(servers, tls, form, replicas, self.timeout)))
+        Ok(Box::new(Pusher::new(
+            servers,
+            tls,
+            form,
+            replicas,
+            self.timeout,
+        )))
     }
 }
 

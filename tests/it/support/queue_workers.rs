@@ -48,6 +48,33 @@ impl QueueWorker {
         QueueWorker::start("dramatiq", command, "ready for action")
     }
 
+    /// A Sidekiq process with so many threads; `None`, and says why, where there is no Sidekiq.
+    pub(crate) fn sidekiq(
+        broker_url: &str,
+        threads: usize,
+        queues: &[&str],
+    ) -> Option<QueueWorker> {
+        // Another version than Debian's: AFTERCOMMIT_TEST_SIDEKIQ="ruby -I .../lib .../bin/sidekiq".
+        let words = std::env::var("AFTERCOMMIT_TEST_SIDEKIQ");
+        let words = words.unwrap_or_else(|_| "sidekiq".to_owned());
+        let mut words = words.split_whitespace();
+        let program = words.next().expect("a program");
+        let words: Vec<&str> = words.collect();
+        let version = Command::new(program).args(&words).arg("--version").output();
+        if !version.is_ok_and(|output| output.status.success()) {
+            eprintln!("SKIP: there is no Sidekiq here (scripts/apt-install.sh ruby-sidekiq)");
+            return None;
+        }
+        let mut command = Command::new(program);
+        command
+            .args(words)
+            .args(["-r", "./sidekiq_app.rb", "-t", "1", "-c"])
+            .arg(threads.to_string())
+            .args(queues.iter().flat_map(|queue| ["-q", queue]))
+            .env("BROKER_URL", broker_url);
+        Some(QueueWorker::start("sidekiq", command, "See LICENSE"))
+    }
+
     fn start(name: &'static str, mut command: Command, ready: &str) -> QueueWorker {
         let directory = scratch("worker");
         let log = directory.path().join("log");

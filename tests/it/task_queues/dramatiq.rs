@@ -126,7 +126,7 @@ fn messages_are_as_dramatiq_writes_them() {
         assert_eq!(headers.remove("aftercommit-lsn"), Some(json!("0/100")));
         assert_eq!(
             headers.remove("aftercommit-committed-at"),
-            Some(json!("2026-11-22T12:00:00+00:00"))
+            Some(json!("2026-11-22T12:00:00.000000+00:00"))
         );
         assert_eq!(ours["message_timestamp"], json!(1_795_348_800_000_i64));
         theirs["message_id"] = json!("an-id");

@@ -1,6 +1,7 @@
 //! Other task queues than Celery, each with its real worker: what it is handed runs as what its own client sends.
 
 mod dramatiq;
+mod sidekiq;
 
 use std::path::Path;
 
@@ -40,10 +41,8 @@ async fn delivers(sink: &mut Box<dyn Sink>, tasks: &[Task]) {
 /// A moment from now, as Postgres writes it.
 fn in_seconds(seconds: i64) -> String {
     let at = aftercommit::clock::now().0 + 1_000_000 * seconds;
-    Timestamp(at)
-        .rfc3339()
-        .expect("a year of four digits")
-        .to_string()
+    let text = Timestamp(at).rfc3339().expect("a year of four digits");
+    text.as_str().replace('T', " ").replace("+00:00", "+00")
 }
 
 fn fixture(folder: &str, file: &str) -> Value {
