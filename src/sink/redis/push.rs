@@ -15,7 +15,7 @@ use crate::clock;
 use crate::envelope::Unfit;
 use crate::outbox::Task;
 use crate::pg::Timestamp;
-use crate::sink::marks::{Mark, Terms};
+use crate::sink::marks::{Mark, Scope, Terms};
 use crate::sink::redis_client::nodes::Nodes;
 use crate::sink::redis_client::resp;
 use crate::sink::redis_client::servers::Servers;
@@ -128,13 +128,13 @@ impl Pusher {
             late: 0,
         };
         loop {
-            let closed = self.gather(&mut progress);
-            if let Some(terms) = terms
-                && !closed.is_empty()
-            {
-                self.ledgers.open(&mut self.nodes, &closed, terms).await?;
-                continue;
+            if let Some(terms) = terms {
+                let closed = self.closed(&progress, &terms.scope);
+                if !closed.is_empty() {
+                    self.ledgers.open(&mut self.nodes, &closed, terms).await?;
+                }
             }
+            self.gather(&mut progress);
             if self.groups.iter().all(|group| group.tasks.is_empty()) {
                 break;
             }
@@ -176,9 +176,25 @@ impl Pusher {
         }
     }
 
-    /// Gathers into groups what is to be sent now. Gives back the slots whose ledgers must be opened first.
-    fn gather(&mut self, progress: &mut Progress<'_>) -> Vec<u16> {
+    /// The slots whose ledgers must be opened before anything is gathered: what waits for them must not be overtaken, not even by
+    /// the outcome of a later task of its key.
+    fn closed(&mut self, progress: &Progress<'_>, scope: &Scope) -> Vec<u16> {
         let mut closed = Vec::new();
+        for (outcome, target) in progress.outcomes.iter().zip(&progress.targets) {
+            if outcome.is_none()
+                && let Ok(place) = &target.place
+                && !progress.forbidden.contains_key(place)
+                && !closed.contains(&target.slot)
+                && !self.ledgers.is_open(target.slot, scope)
+            {
+                closed.push(target.slot);
+            }
+        }
+        closed
+    }
+
+    /// Gathers into groups what is to be sent now.
+    fn gather(&mut self, progress: &mut Progress<'_>) {
         let mut used = 0;
         // Of keys: the slot that their tasks go to now. Those for other slots go after them.
         let mut sides: HashMap<&[u8], Option<u16>> = HashMap::new();
@@ -189,6 +205,10 @@ impl Pusher {
             else {
                 continue;
             };
+            let side = task.key().and_then(|key| sides.get(key));
+            if side == Some(&None) {
+                continue;
+            }
             let outcome = match &target.place {
                 _ if task.key().is_some_and(|key| progress.stopped.contains(key)) => Some(
                     Outcome::Retry(Cause::new("an earlier task of its key was not delivered")),
@@ -202,13 +222,7 @@ impl Pusher {
                 continue;
             }
             let Ok(place) = &target.place else { continue };
-            if let Some(terms) = progress.terms {
-                if !self.ledgers.is_open(target.slot, &terms.scope) {
-                    if !closed.contains(&target.slot) {
-                        closed.push(target.slot);
-                    }
-                    continue;
-                }
+            if progress.terms.is_some() {
                 let memory = &self.ledgers.of(target.slot).memory;
                 if !memory.is_blank()
                     && progress
@@ -262,7 +276,6 @@ impl Pusher {
                 false => group.begin(0),
             }
         }
-        closed
     }
 }
 

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use super::{COMMITTED, deliver, delivers, fixture, fixtures, in_seconds, open, task};
 use crate::support::queue_workers::QueueWorker;
+use crate::support::rabbitmq::{RabbitMq, Vhost, is_installed};
 use crate::support::redis::Redis;
+use crate::support::wait::{PATIENCE, until};
 
 fn sink(server: &Redis) -> Box<dyn Sink> {
     open::<Config>(json!({"url": server.url(0)}))
@@ -345,4 +347,63 @@ async fn a_queue_that_is_something_else_holds_up_only_its_own() {
     assert_eq!(ids, ["1", "4"]);
     let list: u64 = server.ask(&["EXISTS", "dramatiq:taken"]);
     assert_eq!(list, 0);
+}
+
+#[tokio::test]
+async fn a_worker_on_rabbitmq_runs_what_it_is_handed() {
+    if !is_installed() {
+        return;
+    }
+    let vhost = RabbitMq::shared().vhost();
+    let mut sink = open::<Config>(json!({"url": vhost.url()}));
+    // Its queues come with the first worker.
+    let early = [task("0", "work", &[])];
+    let outcomes = deliver(&mut sink, &early).await;
+    let Outcome::Retry(cause) = &outcomes[0] else {
+        panic!("{outcomes:?}");
+    };
+    assert!(cause.to_string().contains("start a worker"), "{cause}");
+    let worker = QueueWorker::dramatiq(&vhost.url(), 4, &[("MAX_PRIORITY", "9")]);
+    until(PATIENCE, "the worker's queues", || {
+        worker_has_declared(&vhost).then_some(())
+    });
+    a_real_worker_runs_them(&worker, &mut sink).await;
+    let left = vhost.take("default.XQ");
+    assert_eq!(
+        left.len(),
+        2,
+        "the message for nobody, and the one that was too old"
+    );
+}
+
+/// All three queues for each of the two names that actors have.
+fn worker_has_declared(vhost: &Vhost<'_>) -> bool {
+    let queues = RabbitMq::shared().ask("GET", &format!("queues/{}", vhost.name), None);
+    queues.as_array().is_some_and(|queues| queues.len() == 6)
+}
+
+/// Properties and body are those of Dramatiq's own client; only the message id is ours, and the body's two headers.
+#[tokio::test]
+async fn a_priority_is_one_on_rabbitmq() {
+    if !is_installed() {
+        return;
+    }
+    let vhost = RabbitMq::shared().vhost();
+    vhost.queue("default", json!({"x-max-priority": 9}));
+    let mut sink = open::<Config>(json!({"url": vhost.url()}));
+    let tasks = [
+        task("1", "work", &[(Field::Priority, "1")]),
+        task("2", "work", &[(Field::Priority, "7")]),
+        task("3", "work", &[]),
+    ];
+    delivers(&mut sink, &tasks).await;
+    let messages = vhost.take("default");
+    let ids: Vec<String> = messages.iter().map(crate::support::rabbitmq::id).collect();
+    assert_eq!(ids, ["2", "1", "3"]);
+    let properties = messages[0]["properties"].as_object().unwrap();
+    assert_eq!(properties["priority"], 7);
+    assert_eq!(properties["delivery_mode"], 2);
+    let body: Value = serde_json::from_str(messages[0]["payload"].as_str().unwrap()).unwrap();
+    assert_eq!(body["options"]["broker_priority"], 7);
+    assert!(body["options"].get("redis_message_id").is_none());
 }
