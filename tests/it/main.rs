@@ -49,3 +49,4 @@ mod tls;
 mod versions;
 mod walsender;
 mod webhook;
+mod yardstick;
