@@ -28,6 +28,8 @@ pub(super) enum Rule {
     Column(&'static str),
     /// The queue's own.
     Internal,
+    /// More than a message.
+    NotOffered,
 }
 
 /// The names that a queue knows.
@@ -169,6 +171,11 @@ fn check_option(name: &[u8], value: &[u8], rule: Rule) -> Result<(), Unfit> {
         Rule::Internal => {
             return Err(Unfit::new(format!(
                 "options.{shown} is no option: workers keep their own notes under this name"
+            )));
+        }
+        Rule::NotOffered => {
+            return Err(Unfit::new(format!(
+                "options.{shown} is not offered: it needs more than the job"
             )));
         }
         Rule::Free | Rule::Other => return Ok(()),

@@ -4,6 +4,7 @@
 //! spliced as Postgres sent them, never parsed into values: an integer of any size and the order of keys survive.
 
 pub mod amqp;
+pub mod bullmq;
 mod call;
 pub mod celery;
 pub mod dramatiq;

@@ -3,6 +3,7 @@
 pub mod amqp;
 mod answered;
 mod broker_url;
+pub mod bullmq;
 pub mod celery;
 pub mod dramatiq;
 pub mod exec;
@@ -236,6 +237,7 @@ macro_rules! tables {
 // The only list of sink types.
 tables! {
     amqp,
+    bullmq,
     celery,
     dramatiq,
     exec,

@@ -50,6 +50,7 @@ pub(in crate::sink) enum Kind {
     Hash,
     Set,
     SortedSet,
+    Text,
 }
 
 impl Kind {
@@ -61,6 +62,7 @@ impl Kind {
             Kind::Hash => b'h',
             Kind::Set => b's',
             Kind::SortedSet => b'z',
+            Kind::Text => b't',
         }
     }
 }
@@ -165,14 +167,19 @@ impl Group {
         places.filter_map(move |(name, keys)| keys.contains(&key).then_some(name.as_slice()))
     }
 
-    /// A place's only key, which bears its name; its index.
-    pub(in crate::sink) fn sole_key(&mut self, place: &[u8], kind: Kind) -> usize {
+    /// The index of a place's first key; `open` gives all of them, where the place is new.
+    pub(in crate::sink) fn first_key(
+        &mut self,
+        place: &[u8],
+        open: impl FnOnce(&mut Group) -> Vec<usize>,
+    ) -> usize {
         match self.places.iter().rfind(|(name, _)| name == place) {
             Some((_, keys)) => keys.first().copied().unwrap_or_default(),
             None => {
-                let key = self.key(place, kind);
-                self.places.push((place.to_vec(), vec![key]));
-                key
+                let keys = open(self);
+                let first = keys.first().copied().unwrap_or_default();
+                self.places.push((place.to_vec(), keys));
+                first
             }
         }
     }
@@ -229,7 +236,7 @@ impl Group {
         self.arguments += 1;
     }
 
-    /// An argument of the run's first command.
+    /// An argument, of the run's first command if there is a run.
     pub(in crate::sink) fn argument(
         &mut self,
         write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unfit>,

@@ -70,7 +70,7 @@ impl Form for Entries {
         task: &Task,
         _now: Timestamp,
     ) -> Result<(), Unfit> {
-        let key = group.sole_key(place, Kind::Stream);
+        let key = group.first_key(place, |group| vec![group.key(place, Kind::Stream)]);
         let count = 2 * message::fields(self.format, task);
         resp::write_bulk(&mut group.body, key.to_string().as_bytes());
         resp::write_bulk(&mut group.body, id(task.position).as_bytes());

@@ -45,8 +45,15 @@ i = last + 1 \
 end \
 return seen";
 
+/// What the letter of the key `k` says that it must be.
+macro_rules! kind {
+    () => {
+        "({l = 'list', h = 'hash', s = 'set', z = 'zset', x = 'stream', t = 'string'})[string.sub(ARGV[5], k - base, k - base)]"
+    };
+}
+
 macro_rules! script {
-    ($kind:literal, $push:literal) => {
+    ($kind:expr, $push:literal) => {
         concat!(
             "local base, gone = ARGV[1] ~= '' and 1 or 0, tonumber(ARGV[7]) ",
             "if base == 1 and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return {'fenced'} end ",
@@ -114,12 +121,57 @@ end end end end "
 
 /// Tasks are commands, each with one key.
 pub(in crate::sink) const RUN_COMMANDS: &[u8] = script!(
-    "({l = 'list', h = 'hash', s = 'set', z = 'zset'})[string.sub(ARGV[5], k - base, k - base)]",
+    kind!(),
     "while i <= #ARGV do \
 local last = i + 3 + ARGV[i + 3] \
 local reply = redis.pcall(ARGV[i], KEYS[base + 1 + ARGV[i + 1]], unpack(ARGV, i + 4, last)) \
 if type(reply) == 'table' and reply.err then return {'stopped', pushed, tonumber(ARGV[i + 1]), reply.err} end \
 i, pushed = last + 1, pushed + ARGV[i + 2] \
+end "
+);
+
+/// Tasks are jobs of BullMQ, which is told of each as its own script does it: the hash, the list or the set of what waits, the
+/// marker that wakes workers, and the events. A job that is there already stays as it is.
+///
+/// KEYS of a queue, one after the other: wait, paused, active, prioritized, pc, meta, events, marker. A job: index of the first
+/// of them, key of its hash, id, name, data, options, timestamp, priority, and the command that pushes.
+///
+/// Version 5 moves what waits in a queue that is paused to another list; version 6 does not.
+pub(in crate::sink) const ADD_BULLMQ_JOBS: &[u8] = script!(
+    kind!(),
+    "local queues = {} \
+local function queue(first) \
+local known = queues[first] \
+if known then return known end \
+local meta = KEYS[first + 5] \
+local about = redis.call('HMGET', meta, 'paused', 'concurrency', 'opts.maxLenEvents', 'version') \
+known = {wait = KEYS[first], quiet = about[1] and true, most = about[3] or '10000'} \
+if not about[3] then redis.call('HSET', meta, 'opts.maxLenEvents', known.most) end \
+if about[1] and (tonumber(string.match(about[4] or '', ':(%d+)')) or 0) < 6 then known.wait = KEYS[first + 1] end \
+if about[2] and redis.call('LLEN', KEYS[first + 2]) >= tonumber(about[2]) then known.quiet = true end \
+queues[first] = known \
+return known \
+end \
+while i <= #ARGV do \
+local first, hash, id, priority = base + 1 + ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 7]) \
+local function stopped(reply) return {'stopped', pushed, tonumber(ARGV[i]), reply.err} end \
+local to = queue(first) \
+if redis.call('EXISTS', hash) == 1 then there = there + 1 \
+else \
+local reply = redis.pcall('HSET', hash, 'name', ARGV[i + 3], 'data', ARGV[i + 4], 'opts', ARGV[i + 5], \
+'timestamp', ARGV[i + 6], 'delay', '0', 'priority', ARGV[i + 7]) \
+if type(reply) == 'table' then return stopped(reply) end \
+if priority > 0 then \
+local count = redis.pcall('INCR', KEYS[first + 4]) \
+reply = type(count) == 'table' and count or \
+redis.pcall('ZADD', KEYS[first + 3], string.format('%.0f', priority * 4294967296 + count % 4294967296), id) \
+else reply = redis.pcall(ARGV[i + 8], to.wait, id) end \
+if type(reply) == 'table' then redis.call('DEL', hash) return stopped(reply) end \
+if not to.quiet then redis.call('ZADD', KEYS[first + 7], '0', '0') end \
+redis.call('XADD', KEYS[first + 6], '*', 'event', 'added', 'jobId', id, 'name', ARGV[i + 3]) \
+redis.call('XADD', KEYS[first + 6], 'MAXLEN', '~', to.most, '*', 'event', 'waiting', 'jobId', id) \
+end \
+i, pushed = i + 9, pushed + 1 \
 end "
 );
 
