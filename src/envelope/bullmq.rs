@@ -18,6 +18,27 @@ use crate::outbox::{Field, Task};
 /// BullMQ's own limit.
 const LOWEST_PRIORITY: u32 = 1 << 21;
 
+/// Keys beside the jobs' own: an id of this name would be one of them.
+const TAKEN: [&str; 17] = [
+    "active",
+    "completed",
+    "delayed",
+    "events",
+    "failed",
+    "id",
+    "limiter",
+    "marker",
+    "meta",
+    "paused",
+    "pc",
+    "prioritized",
+    "repeat",
+    "stalled",
+    "stalled-check",
+    "wait",
+    "waiting-children",
+];
+
 /// A task that has been found fit, and can be written as a BullMQ job.
 pub struct Job<'t> {
     task: &'t Task,
@@ -44,9 +65,26 @@ fn rule(name: &[u8]) -> Rule {
         b"priority" => Rule::Column("priority"),
         b"delay" => Rule::Column("run_at"),
         b"timestamp" | b"prevMillis" | b"repeatJobKey" => Rule::Internal,
-        b"repeat" | b"jobSchedulerId" | b"parent" | b"deduplication" | b"debounce" | b"keepLogs" | b"sizeLimit"
-        | b"telemetry" | b"failParentOnFailure" | b"continueParentOnFailure" | b"ignoreDependencyOnFailure"
-        | b"removeDependencyOnFailure" | b"de" | b"kl" | b"tm" | b"omc" | b"fpof" | b"cpof" | b"idof" | b"rdof"
+        b"repeat"
+        | b"jobSchedulerId"
+        | b"parent"
+        | b"deduplication"
+        | b"debounce"
+        | b"keepLogs"
+        | b"sizeLimit"
+        | b"telemetry"
+        | b"failParentOnFailure"
+        | b"continueParentOnFailure"
+        | b"ignoreDependencyOnFailure"
+        | b"removeDependencyOnFailure"
+        | b"de"
+        | b"kl"
+        | b"tm"
+        | b"omc"
+        | b"fpof"
+        | b"cpof"
+        | b"idof"
+        | b"rdof"
         | b"ocf" => Rule::NotOffered,
         _ => Rule::Free,
     }
@@ -61,8 +99,11 @@ impl<'t> Job<'t> {
         if task.get(Field::Payload).is_none() {
             job::check_call(task, "BullMQ")?;
         }
-        if task.id().is_empty() || task.id().contains(':') {
-            return Err(Unfit::new("id is empty or has a colon: BullMQ takes no such id"));
+        let id = task.id();
+        if id.is_empty() || id.contains(':') || TAKEN.contains(&id) {
+            return Err(Unfit::new(
+                "id is empty, has a colon, or is the name of a part of the queue: BullMQ takes no such id",
+            ));
         }
         if task.name().is_empty() {
             return Err(Unfit::new("task is empty: it must be the job's name"));
@@ -74,7 +115,9 @@ impl<'t> Job<'t> {
         }
         let queue = task.text(Field::Queue).unwrap_or(queue);
         if !is_queue(queue) {
-            return Err(Unfit::new("queue is empty or has a colon: BullMQ takes no such name"));
+            return Err(Unfit::new(
+                "queue is empty or has a colon: BullMQ takes no such name",
+            ));
         }
         let members = Members::new(task, rule)?;
         check_backoff(&members)?;
@@ -86,7 +129,6 @@ impl<'t> Job<'t> {
             }
         }
         let priority = task.text(Field::Priority).map_or(Ok(0), str::parse);
-        let id = task.id();
         Ok(Job {
             task,
             queue,
@@ -139,19 +181,24 @@ fn data(task: &Task) -> Result<&[u8], Unfit> {
     let kwargs = job::kwargs(task)?;
     let args = job::args(task)?;
     if json::elements(args, Dialect::Strict).next().is_some() {
-        return Err(Unfit::new("args is not empty, and a BullMQ job takes one value: write kwargs, or payload"));
+        return Err(Unfit::new(
+            "args is not empty, and a BullMQ job takes one value: write kwargs, or payload",
+        ));
     }
     let Some(payload) = task.get(Field::Payload) else {
         return Ok(kwargs);
     };
     if json::members(kwargs, Dialect::Strict).next().is_some() {
-        return Err(Unfit::new("payload and kwargs exclude each other: a BullMQ job takes one value"));
+        return Err(Unfit::new(
+            "payload and kwargs exclude each other: a BullMQ job takes one value",
+        ));
     }
     if task.get(Field::Body).is_some() {
         return Err(Unfit::new("payload and body exclude each other"));
     }
     let kind = json::kind(payload).unwrap_or(Kind::Object);
-    check_json(task, Field::Payload, kind).map_err(|defect| Unfit::new(format!("payload {defect}")))?;
+    check_json(task, Field::Payload, kind)
+        .map_err(|defect| Unfit::new(format!("payload {defect}")))?;
     Ok(payload)
 }
 
@@ -162,15 +209,19 @@ fn check_backoff(members: &Members<'_>) -> Result<(), Unfit> {
     let mut has_type = false;
     let fits = is_count(value)
         || json::kind(value) == Some(Kind::Object)
-            && json::members(value, Dialect::Strict).flatten().all(|(name, value)| match name {
-                b"type" => {
-                    has_type = json::text(value).is_some_and(|text| !text.is_empty());
-                    has_type
-                }
-                b"delay" => is_count(value),
-                b"jitter" => json::kind(value) == Some(Kind::Number) && !value.starts_with(b"-"),
-                _ => false,
-            })
+            && json::members(value, Dialect::Strict)
+                .flatten()
+                .all(|(name, value)| match name {
+                    b"type" => {
+                        has_type = json::text(value).is_some_and(|text| !text.is_empty());
+                        has_type
+                    }
+                    b"delay" => is_count(value),
+                    b"jitter" => {
+                        json::kind(value) == Some(Kind::Number) && !value.starts_with(b"-")
+                    }
+                    _ => false,
+                })
             && has_type;
     match fits {
         true => Ok(()),

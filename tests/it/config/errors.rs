@@ -277,18 +277,18 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
   = help: write it like "1s..10m": the shortest pause, two dots, the longest"#,
         ),
         (
-            "[sink.bullmq.audit]\nurl = \"https://u:hunter2@h/\"",
+            "[sink.pubsub.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type bullmq is not part of this build; it has: amqp, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
+error: sink type pubsub is not part of this build; it has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
  --> app.toml:1:7
   |
-1 | [sink.bullmq.audit]
+1 | [sink.pubsub.audit]
   |       ^^^^^^"#,
         ),
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: amqp, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
+error: unknown sink type celrey; this build has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
@@ -450,7 +450,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are amqp, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
+  = help: write [sink.TYPE.workers]; the types are amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::celery::environment;
+use super::postgres::programs::target;
 use super::process::{Process, scratch};
 use super::wait::{PATIENCE, until};
 
@@ -73,6 +74,27 @@ impl QueueWorker {
             .args(queues.iter().flat_map(|queue| ["-q", queue]))
             .env("BROKER_URL", broker_url);
         Some(QueueWorker::start("sidekiq", command, "See LICENSE"))
+    }
+
+    /// A BullMQ worker, of the version that the package has, with so many jobs at a time; `None`, and says why, where there is none.
+    pub(crate) fn bullmq(
+        package: &str,
+        broker_url: &str,
+        jobs: usize,
+        queues: &[&str],
+    ) -> Option<QueueWorker> {
+        let modules = target().join("node/node_modules");
+        if !modules.join(package).is_dir() {
+            eprintln!("SKIP: there is no BullMQ here (scripts/node-env.sh)");
+            return None;
+        }
+        let mut command = Command::new("node");
+        command
+            .args(["bullmq_app.js", package, &jobs.to_string()])
+            .args(queues)
+            .env("NODE_PATH", modules)
+            .env("BROKER_URL", broker_url);
+        Some(QueueWorker::start("bullmq", command, "ready"))
     }
 
     fn start(name: &'static str, mut command: Command, ready: &str) -> QueueWorker {

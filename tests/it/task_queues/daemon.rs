@@ -20,7 +20,7 @@ fn config(exam: &Exam, kind: &str, url: &str) -> String {
     )
 }
 
-/// Ten times killed in the middle of its work; gives what stands in the queues then.
+/// Ten times killed in the middle of its work; nothing is missing then, or comes twice. `read` gives a queue's kwargs, the oldest first.
 async fn killed(exam: &Exam, kind: &str, taken: &str, read: fn(&Exam, &str) -> Vec<Value>) {
     const ROUNDS: usize = 10;
     const ROWS: usize = 400;
@@ -32,8 +32,8 @@ async fn killed(exam: &Exam, kind: &str, taken: &str, read: fn(&Exam, &str) -> V
         // Every tenth key goes by the hold, and every 90th row waits for its time there.
         exam.postgres.psql(&format!(
             "do $$ begin for n in 1 .. {ROWS} loop
-               insert into aftercommit.outbox (task, key, args, queue, run_at)
-               values ('Work', n % 50, json_build_array(n + {round} * {ROWS}, n % 50),
+               insert into aftercommit.outbox (task, key, kwargs, queue, run_at)
+               values ('Work', n % 50, json_build_object('n', n + {round} * {ROWS}, 'key', n % 50),
                        case when n % 10 = 0 then 'taken' end,
                        case when n % 90 = 1 then now() + interval '3 s' end);
                commit;
@@ -60,10 +60,7 @@ async fn killed(exam: &Exam, kind: &str, taken: &str, read: fn(&Exam, &str) -> V
     let mut seen = HashSet::new();
     let mut last: HashMap<u64, u64> = HashMap::new();
     for job in direct.into_iter().chain(held) {
-        let (n, key) = (
-            job["args"][0].as_u64().unwrap(),
-            job["args"][1].as_u64().unwrap(),
-        );
+        let (n, key) = (job["n"].as_u64().unwrap(), job["key"].as_u64().unwrap());
         assert!(seen.insert(n), "{n} twice");
         // A row with a time of its own takes its place among its key's when that has come.
         if ((n - 1) % ROWS as u64).is_multiple_of(90) {
@@ -81,7 +78,8 @@ async fn killed(exam: &Exam, kind: &str, taken: &str, read: fn(&Exam, &str) -> V
 async fn kills_and_lost_answers_give_sidekiq_nothing_twice() {
     let exam = Exam::start();
     killed(&exam, "sidekiq", "queue:taken", |exam, queue| {
-        exam.redis.messages(0, &format!("queue:{queue}"))
+        let jobs = exam.redis.messages(0, &format!("queue:{queue}"));
+        jobs.into_iter().map(|job| job["args"][0].clone()).collect()
     })
     .await;
 }
@@ -95,8 +93,27 @@ async fn kills_and_lost_answers_give_dramatiq_nothing_twice() {
         let messages: HashMap<String, String> =
             exam.redis.ask(&["HGETALL", &format!("{key}.msgs")]);
         assert_eq!(messages.len(), ids.len());
-        let message = |id: &String| serde_json::from_str(&messages[id]).expect("JSON");
-        ids.iter().map(message).collect()
+        let message = |id: &String| serde_json::from_str::<Value>(&messages[id]).expect("JSON");
+        ids.iter().map(|id| message(id)["kwargs"].clone()).collect()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_and_lost_answers_give_bullmq_nothing_twice() {
+    let exam = Exam::start();
+    killed(&exam, "bullmq", "bull:taken:wait", |exam, queue| {
+        let mut ids: Vec<String> =
+            exam.redis
+                .ask(&["LRANGE", &format!("bull:{queue}:wait"), "0", "-1"]);
+        ids.reverse();
+        let data = |id: &String| -> Value {
+            let data: String = exam
+                .redis
+                .ask(&["HGET", &format!("bull:{queue}:{id}"), "data"]);
+            serde_json::from_str(&data).expect("JSON")
+        };
+        ids.iter().map(data).collect()
     })
     .await;
 }

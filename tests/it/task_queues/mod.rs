@@ -1,5 +1,6 @@
 //! Other task queues than Celery, each with its real worker: what it is handed runs as what its own client sends.
 
+mod bullmq;
 mod daemon;
 mod dramatiq;
 mod sidekiq;
