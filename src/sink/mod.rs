@@ -3,7 +3,9 @@
 pub mod amqp;
 mod answered;
 mod broker_url;
+pub mod bullmq;
 pub mod celery;
+pub mod dramatiq;
 pub mod exec;
 pub mod marks;
 pub mod nats;
@@ -12,6 +14,7 @@ mod order;
 mod pace;
 pub mod redis;
 pub mod redis_client;
+pub mod sidekiq;
 pub mod stdout;
 pub mod webhook;
 
@@ -234,11 +237,14 @@ macro_rules! tables {
 // The only list of sink types.
 tables! {
     amqp,
+    bullmq,
     celery,
+    dramatiq,
     exec,
     nats,
     null,
     redis,
+    sidekiq,
     stdout,
     webhook,
 }

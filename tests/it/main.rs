@@ -47,6 +47,7 @@ mod sink_faults;
 mod sinks_without_a_broker;
 mod spill;
 mod support;
+mod task_queues;
 mod tidy;
 mod tls;
 mod versions;

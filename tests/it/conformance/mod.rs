@@ -306,4 +306,5 @@ mod nats;
 mod rabbitmq;
 mod redis;
 mod stdout;
+mod task_queues;
 mod webhook;

@@ -17,6 +17,7 @@ pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod queue_workers;
 pub(crate) mod rabbitmq;
 pub(crate) mod receiver;
 pub(crate) mod redis;
