@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use redis::AsyncCommands as _;
 use redis::aio::MultiplexedConnection;
 
+use super::outlet::over;
 use super::sheet::{Sheet, sit};
 use super::trial::{Trial, edited};
 use super::{BROKER_BACK, Outlet, by_profile, is_full};
@@ -179,14 +180,20 @@ async fn away(sheet: Sheet) {
     trial.conclude(life, 0).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_10() {
-    sit("10", "kill -9 of a durable broker", kills).await;
+over! {"10", "kill -9 of a durable broker", kills;
+    row_10_celery_redis: Redis, Always;
+    row_10_celery_rabbitmq: CeleryRabbitMq, Always;
+    row_10_amqp: Amqp, InFull;
+    row_10_redis_stream: RedisStream, InFull;
+    row_10_redis_list: RedisList, InFull;
+    row_10_nats: JetStream, Always;
+    row_10_webhook: Webhook, Always;
+    row_10_exec: Exec, Always;
 }
 
-async fn kills(sheet: Sheet) {
-    let rounds = by_profile(4, 50);
-    let mut trial = Trial::durable(&sheet);
+async fn kills(sheet: Sheet, outlet: Outlet) {
+    let rounds = by_profile(3, 50);
+    let mut trial = Trial::durable(&sheet, outlet);
     let mut random = trial.exam.random(0);
     let config = trial.config();
     let life = trial.start(&config);
@@ -195,32 +202,36 @@ async fn kills(sheet: Sheet) {
         let before = trial.different().await;
         trial.wait_for(before + 1).await;
         tokio::time::sleep(Duration::from_millis(random.u64(..200))).await;
-        trial.exam.redis.kill9();
-        if round == 0 {
+        trial.kill_broker();
+        if round == 0 && outlet != Outlet::Exec {
             let down = life.peer_down();
             tokio::time::sleep(Duration::from_secs(3)).await;
             life.peer_up(&down);
         }
-        trial.exam.redis.restart();
+        trial.restart_broker();
         trial.recovery(Instant::now(), BROKER_BACK).await;
     }
     load.stop().await;
     sheet.at_least("kills", rounds, rounds);
-    let duplicates = Outlet::Redis.duplicates(rounds * IN_FLIGHT);
+    let duplicates = outlet.duplicates(rounds * outlet.in_hands());
     trial.conclude(life, duplicates).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_13() {
-    sit("13", "the broker applies, its answer is lost", lost_answers).await;
+over! {"13", "the broker applies, its answer is lost", lost_answers;
+    row_13_celery_redis: Redis, Always;
+    row_13_celery_rabbitmq: CeleryRabbitMq, Always;
+    row_13_amqp: Amqp, InFull;
+    row_13_redis_stream: RedisStream, Always;
+    row_13_redis_list: RedisList, InFull;
+    row_13_nats: JetStream, Always;
+    row_13_webhook: Webhook, Always;
 }
 
-async fn lost_answers(sheet: Sheet) {
+async fn lost_answers(sheet: Sheet, outlet: Outlet) {
     let rounds = by_profile(3, 40);
-    let mut trial = Trial::new(&sheet, Outlet::Redis);
-    let proxy = Proxy::start(trial.exam.redis.port());
-    let redis = trial.exam.redis.url_through(proxy.port(), 0);
-    let config = trial.config_through(&trial.exam.postgres_url(), &redis);
+    let mut trial = Trial::new(&sheet, outlet);
+    let proxy = Proxy::start(trial.broker_port());
+    let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
     let life = trial.start(&config);
     let load = trial.load();
     // Of tasks that were applied without an answer; some of them were answered just before.
@@ -238,6 +249,7 @@ async fn lost_answers(sheet: Sheet) {
             assert!(since.elapsed() < PATIENCE, "nothing waits");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        trial.wait_for_the_last().await;
         unanswered += trial.deliveries().await.len() - before;
         // At once, or the next connection's answers are lost too.
         proxy.reset();
@@ -246,7 +258,5 @@ async fn lost_answers(sheet: Sheet) {
     }
     load.stop().await;
     sheet.at_least("applied around a lost answer", unanswered, rounds);
-    trial
-        .conclude(life, Outlet::Redis.duplicates(unanswered))
-        .await;
+    trial.conclude(life, outlet.duplicates(unanswered)).await;
 }

@@ -6,36 +6,28 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::exposure::Exposure;
+use super::outlet::over;
 use super::sheet::{Sheet, sit};
 use super::trial::Trial;
 use super::{DAEMON_BACK, Outlet, by_profile};
 use crate::support::proxy::{Fault, Proxy, Way};
 use crate::support::wait::PATIENCE;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_01_redis() {
-    let scenario = |sheet| random_kills(sheet, Outlet::Redis);
-    sit(
-        "1",
-        "kill -9 of the daemon at random moments, Redis",
-        scenario,
-    )
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_01_stdout() {
-    let scenario = |sheet| random_kills(sheet, Outlet::Stdout);
-    sit(
-        "1",
-        "kill -9 of the daemon at random moments, stdout",
-        scenario,
-    )
-    .await;
+over! {"1", "kill -9 of the daemon at random moments", random_kills;
+    row_01_celery_redis: Redis, Always;
+    row_01_celery_rabbitmq: CeleryRabbitMq, Always;
+    row_01_amqp: Amqp, InFull;
+    row_01_redis_stream: RedisStream, Always;
+    row_01_redis_list: RedisList, InFull;
+    row_01_nats: JetStream, Always;
+    row_01_webhook: Webhook, Always;
+    row_01_exec: Exec, InFull;
+    row_01_stdout: Stdout, Always;
 }
 
 async fn random_kills(sheet: Sheet, outlet: Outlet) {
-    let rounds = by_profile(12, 200);
+    let quick = if outlet == Outlet::Redis { 12 } else { 4 };
+    let rounds = by_profile(quick, 200);
     let mut trial = Trial::new(&sheet, outlet);
     let mut random = trial.exam.random(0);
     let mut exposure = Exposure::default();

@@ -35,6 +35,7 @@ mod keys;
 mod kills;
 mod lost;
 mod network;
+mod outlet;
 mod roles;
 mod room;
 mod server;
@@ -44,6 +45,7 @@ mod wal;
 
 use std::time::Duration;
 
+use self::outlet::Outlet;
 use crate::support::exam::seed;
 
 /// Whether the rows are sat in full.
@@ -54,26 +56,6 @@ fn is_full() -> bool {
 /// A count or a duration of the profile.
 fn by_profile<T>(quick: T, full: T) -> T {
     if is_full() { full } else { quick }
-}
-
-/// Where a row's tasks go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Outlet {
-    /// The Celery sink, over Redis.
-    Redis,
-    /// The stdout sink.
-    Stdout,
-}
-
-impl Outlet {
-    /// How many may come twice, when so many were in flight, or settled and not confirmed: none where the sink knows what
-    /// its place has.
-    fn duplicates(self, exposed: usize) -> usize {
-        match self {
-            Outlet::Redis => 0,
-            Outlet::Stdout => exposed,
-        }
-    }
 }
 
 /// From the end of a fault to the first new delivery: R of the daemon.

@@ -1,0 +1,214 @@
+//! Where a row's tasks go: what the configuration says, what has come there, and what can happen to it.
+//!
+//! One file for each kind of place. The sink is called `workers`, as in [`Exam::config`].
+
+mod exec;
+mod jetstream;
+mod rabbitmq;
+mod redis;
+mod stdout;
+mod webhook;
+
+use std::fmt;
+use std::fs::File;
+
+use aftercommit::sink::Sink;
+
+use super::is_full;
+use super::sheet::{Sheet, sit};
+use crate::support::exam::ledger::Delivery;
+use crate::support::exam::{Exam, IN_FLIGHT};
+use crate::support::{nats, rabbitmq as rabbitmq_server};
+
+/// A sink, and what is behind it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Outlet {
+    /// `celery`, over the Redis of the [`Exam`].
+    Redis,
+    /// `celery`, over RabbitMQ.
+    CeleryRabbitMq,
+    /// `amqp`: a topic exchange.
+    Amqp,
+    /// `redis`: a stream of the Redis of the [`Exam`].
+    RedisStream,
+    /// `redis`: a list.
+    RedisList,
+    /// `nats`: JetStream.
+    JetStream,
+    /// `webhook`: an HTTP server in this process.
+    Webhook,
+    /// `exec`: processes that write down what they get.
+    Exec,
+    /// `stdout`: a file.
+    Stdout,
+}
+
+impl fmt::Display for Outlet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outlet::Redis => "Celery on Redis",
+            Outlet::CeleryRabbitMq => "Celery on RabbitMQ",
+            Outlet::Amqp => "amqp",
+            Outlet::RedisStream => "Redis stream",
+            Outlet::RedisList => "Redis list",
+            Outlet::JetStream => "JetStream",
+            Outlet::Webhook => "webhook",
+            Outlet::Exec => "exec",
+            Outlet::Stdout => "stdout",
+        })
+    }
+}
+
+impl Outlet {
+    /// Why it cannot be sat here.
+    fn absent(self) -> Option<&'static str> {
+        match self {
+            Outlet::CeleryRabbitMq | Outlet::Amqp if !rabbitmq_server::is_installed() => {
+                Some("no RabbitMQ here; scripts/apt-install.sh rabbitmq-server")
+            }
+            Outlet::JetStream if !nats::is_there() => {
+                Some("no nats-server here; scripts/apt-install.sh nats-server")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the sink knows what its place has, so that nothing comes twice, whatever happens.
+    fn excludes_repeats(self) -> bool {
+        matches!(
+            self,
+            Outlet::Redis | Outlet::RedisStream | Outlet::RedisList | Outlet::JetStream
+        )
+    }
+
+    /// How many may come twice, when so many were in flight, or settled and not confirmed.
+    pub(super) fn duplicates(self, exposed: usize) -> usize {
+        if self.excludes_repeats() { 0 } else { exposed }
+    }
+
+    /// How many tasks can be in its hands at a time, under way and not answered.
+    pub(super) fn in_hands(self) -> usize {
+        match self {
+            Outlet::Webhook => webhook::CONCURRENCY,
+            Outlet::Exec => exec::WORKERS,
+            _ => IN_FLIGHT,
+        }
+    }
+
+    /// Whether what was delivered is seen a while later only.
+    pub(super) fn is_seen_late(self) -> bool {
+        matches!(
+            self,
+            Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::JetStream
+        )
+    }
+
+    /// Gets it ready. One of its own can be stopped and killed, and keeps what it has acknowledged; otherwise it may be
+    /// shared with other tests.
+    pub(super) fn open(self, own: bool) -> Box<dyn Place> {
+        match self {
+            Outlet::Redis => Box::new(redis::OnRedis::celery()),
+            Outlet::RedisStream => Box::new(redis::OnRedis::stream()),
+            Outlet::RedisList => Box::new(redis::OnRedis::list()),
+            Outlet::CeleryRabbitMq => Box::new(rabbitmq::OnRabbitMq::celery(own)),
+            Outlet::Amqp => Box::new(rabbitmq::OnRabbitMq::amqp(own)),
+            Outlet::JetStream => Box::new(jetstream::OnJetStream::start()),
+            Outlet::Webhook => Box::new(webhook::Hooks::start()),
+            Outlet::Exec => Box::new(exec::Workers::start()),
+            Outlet::Stdout => Box::new(stdout::Files::new()),
+        }
+    }
+}
+
+/// What is behind a sink.
+pub(super) trait Place: Send + Sync {
+    /// Where it listens on 127.0.0.1.
+    fn port(&self, exam: &Exam) -> u16;
+
+    /// `[sink.<type>.workers]`, by way of a port: a proxy's, or its own.
+    fn sink(&self, exam: &Exam, port: u16) -> String;
+
+    /// A sink of this configuration, in this process.
+    fn client(&self, exam: &Exam, port: u16) -> Box<dyn Sink> {
+        let sinks = self.sink(exam, port);
+        let sinks: toml::Table = toml::from_str(&sinks).expect("a configuration");
+        let sinks: aftercommit::sink::Tables = sinks["sink"].clone().try_into().expect("a sink");
+        let (_, _, settings) = sinks.each().next().expect("a sink");
+        settings.open().expect("a sink")
+    }
+
+    /// Appends what has come and was not read yet, in the order in which it came.
+    fn read(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>);
+
+    /// From now on all is read again: what is there now counts, and not what was seen.
+    fn rewind(&mut self);
+
+    /// SIGSTOP, or what comes next to it.
+    fn stop(&mut self, exam: &Exam);
+
+    /// The end of [`stop`](Place::stop).
+    fn cont(&mut self, exam: &Exam);
+
+    /// kill -9.
+    fn kill9(&mut self, exam: &mut Exam);
+
+    /// It is back, with what it has acknowledged.
+    fn restart(&mut self, exam: &mut Exam);
+
+    /// Where the next daemon's stdout goes, if it is of interest.
+    fn stdout(&mut self) -> Option<File> {
+        None
+    }
+}
+
+/// In which profiles a row is sat over an outlet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Sat {
+    Always,
+    /// The quick profile leaves it out: the test run has little time.
+    InFull,
+}
+
+/// Sits a row over one outlet.
+pub(super) async fn sit_over<F>(
+    (row, fault): (&str, &str),
+    (outlet, sat): (Outlet, Sat),
+    scenario: impl FnOnce(Sheet, Outlet) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let name = format!("{fault}, {outlet}");
+    let scenario = |sheet: Sheet| {
+        let why = match sat {
+            Sat::InFull if !is_full() => Some("sat by `make exam` only"),
+            _ => outlet.absent(),
+        };
+        let sitting = match why {
+            Some(why) => {
+                sheet.skip(why);
+                None
+            }
+            None => Some(scenario(sheet, outlet)),
+        };
+        async move {
+            if let Some(sitting) = sitting {
+                sitting.await;
+            }
+        }
+    };
+    sit(row, &name, scenario).await;
+}
+
+/// One test for each outlet that a row is sat over.
+macro_rules! over {
+    ($row:literal, $fault:literal, $scenario:path; $($test:ident: $outlet:ident, $sat:ident;)+) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                use crate::exam::outlet::{Outlet, Sat, sit_over};
+                sit_over(($row, $fault), (Outlet::$outlet, Sat::$sat), $scenario).await;
+            }
+        )+
+    };
+}
+pub(super) use over;

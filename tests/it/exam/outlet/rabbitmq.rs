@@ -1,0 +1,136 @@
+//! RabbitMQ: the queue of Celery's workers, and an exchange with a queue.
+
+use serde_json::json;
+
+use super::Place;
+use crate::support::exam::ledger::Delivery;
+use crate::support::exam::{CANARY_SECRET, Exam, LIST};
+use crate::support::rabbitmq::RabbitMq;
+use crate::support::rabbitmq_reader::Reader;
+
+/// Who the daemon logs in as.
+pub(in crate::exam) const USER: &str = "exam";
+/// The exchange.
+pub(in crate::exam) const EXCHANGE: &str = "exam";
+
+enum Server {
+    /// A virtual host of the one that tests share.
+    Shared(String),
+    Own(RabbitMq),
+}
+
+/// A durable queue.
+pub(in crate::exam) struct OnRabbitMq {
+    server: Server,
+    is_celery: bool,
+    reader: Reader,
+    read: usize,
+}
+
+impl OnRabbitMq {
+    pub(super) fn celery(own: bool) -> OnRabbitMq {
+        OnRabbitMq::new(true, own)
+    }
+
+    pub(super) fn amqp(own: bool) -> OnRabbitMq {
+        OnRabbitMq::new(false, own)
+    }
+
+    fn new(is_celery: bool, own: bool) -> OnRabbitMq {
+        let server = match own {
+            true => Server::Own(RabbitMq::start()),
+            false => Server::Shared(RabbitMq::shared().vhost().name),
+        };
+        OnRabbitMq::on(server, is_celery)
+    }
+
+    fn on(server: Server, is_celery: bool) -> OnRabbitMq {
+        let (broker, name) = match &server {
+            Server::Shared(name) => (RabbitMq::shared(), name.as_str()),
+            Server::Own(broker) => (broker, "/"),
+        };
+        let vhost = broker.vhost_of(name);
+        broker.set_user(USER, CANARY_SECRET);
+        vhost.permit(USER, true);
+        vhost.queue(LIST, json!({}));
+        vhost.exchange(EXCHANGE, "topic");
+        vhost.bind(EXCHANGE, LIST, "exam.#");
+        let reader = Reader::start(broker.port(), name, LIST);
+        OnRabbitMq {
+            server,
+            is_celery,
+            reader,
+            read: 0,
+        }
+    }
+
+    /// The server.
+    fn broker(&self) -> &RabbitMq {
+        match &self.server {
+            Server::Shared(_) => RabbitMq::shared(),
+            Server::Own(broker) => broker,
+        }
+    }
+
+    fn own(&mut self) -> &mut RabbitMq {
+        match &mut self.server {
+            Server::Shared(_) => panic!("this one is for others, too"),
+            Server::Own(broker) => broker,
+        }
+    }
+
+    /// The name of the virtual host.
+    fn vhost(&self) -> &str {
+        match &self.server {
+            Server::Shared(name) => name,
+            Server::Own(_) => "/",
+        }
+    }
+}
+
+impl Place for OnRabbitMq {
+    fn port(&self, _: &Exam) -> u16 {
+        self.broker().port()
+    }
+
+    fn sink(&self, _: &Exam, port: u16) -> String {
+        let url = self.broker().url_through(port, self.vhost());
+        let url = url.replace("guest:guest", &format!("{USER}:{CANARY_SECRET}"));
+        match self.is_celery {
+            true => format!("[sink.celery.workers]\nbroker_url = \"{url}\"\nqueue = \"{LIST}\"\n"),
+            false => format!("[sink.amqp.workers]\nurl = \"{url}\"\nexchange = \"{EXCHANGE}\"\n"),
+        }
+    }
+
+    fn read(&mut self, _: &Exam, deliveries: &mut Vec<Delivery>) {
+        let messages = self.reader.messages_from(self.read);
+        let decode = match self.is_celery {
+            true => Delivery::of_call,
+            false => Delivery::of_event,
+        };
+        self.read += messages.len();
+        let decoded = messages.iter().map(|it| decode(&it.id, &it.lsn, &it.body));
+        deliveries.extend(decoded);
+    }
+
+    fn rewind(&mut self) {
+        self.reader.rewind();
+        self.read = 0;
+    }
+
+    fn stop(&mut self, _: &Exam) {
+        self.own().stop();
+    }
+
+    fn cont(&mut self, _: &Exam) {
+        self.own().cont();
+    }
+
+    fn kill9(&mut self, _: &mut Exam) {
+        self.own().kill9();
+    }
+
+    fn restart(&mut self, _: &mut Exam) {
+        self.own().restart();
+    }
+}

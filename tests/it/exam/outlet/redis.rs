@@ -1,0 +1,147 @@
+//! The Redis of the exam: Celery's list, a stream, and a list.
+
+use std::collections::HashMap;
+
+use super::Place;
+use crate::support::exam::ledger::Delivery;
+use crate::support::exam::{Exam, LIST};
+
+/// What is read at a time.
+const AT_ONCE: usize = 5_000;
+
+/// How tasks stand in Redis.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Celery,
+    Stream,
+    List,
+}
+
+/// A key of the exam's Redis.
+pub(super) struct OnRedis {
+    kind: Kind,
+    /// How many were read.
+    read: usize,
+    /// The last entry of the stream that was read.
+    last: String,
+}
+
+impl OnRedis {
+    pub(super) fn celery() -> OnRedis {
+        OnRedis {
+            kind: Kind::Celery,
+            read: 0,
+            last: String::new(),
+        }
+    }
+
+    pub(super) fn stream() -> OnRedis {
+        OnRedis {
+            kind: Kind::Stream,
+            ..OnRedis::celery()
+        }
+    }
+
+    pub(super) fn list() -> OnRedis {
+        OnRedis {
+            kind: Kind::List,
+            ..OnRedis::celery()
+        }
+    }
+
+    /// Pushed to the left: what came after the messages that are known has the smallest indices.
+    fn read_list(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>) {
+        let mut redis = exam.redis.blocking(0);
+        loop {
+            let length: usize = redis::cmd("LLEN")
+                .arg(LIST)
+                .query(&mut redis)
+                .expect("LLEN");
+            if length <= self.read {
+                return;
+            }
+            let most = AT_ONCE.min(length - self.read) as isize;
+            let first = -(self.read as isize) - 1;
+            let mut range = redis::cmd("LRANGE");
+            range.arg(LIST).arg(first - most + 1).arg(first);
+            let messages: Vec<Vec<u8>> = range.query(&mut redis).expect("LRANGE");
+            let decode = match self.kind {
+                Kind::Celery => Delivery::of_celery,
+                _ => Delivery::of_object,
+            };
+            deliveries.extend(messages.iter().rev().map(|message| decode(message)));
+            self.read += messages.len();
+        }
+    }
+
+    fn read_stream(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>) {
+        let mut redis = exam.redis.blocking(0);
+        loop {
+            let start = match self.last.as_str() {
+                "" => "-".to_owned(),
+                last => format!("({last}"),
+            };
+            let mut range = redis::cmd("XRANGE");
+            range
+                .arg(LIST)
+                .arg(start)
+                .arg("+")
+                .arg("COUNT")
+                .arg(AT_ONCE);
+            let entries: Vec<(String, HashMap<String, String>)> =
+                range.query(&mut redis).expect("XRANGE");
+            let Some((last, _)) = entries.last() else {
+                return;
+            };
+            self.last = last.clone();
+            let decode =
+                |fields: &HashMap<String, String>| Delivery::of_object(fields["data"].as_bytes());
+            deliveries.extend(entries.iter().map(|(_, fields)| decode(fields)));
+        }
+    }
+}
+
+impl Place for OnRedis {
+    fn port(&self, exam: &Exam) -> u16 {
+        exam.redis.port()
+    }
+
+    fn sink(&self, exam: &Exam, port: u16) -> String {
+        let url = exam.redis.url_through(port, 0);
+        match self.kind {
+            Kind::Celery => {
+                format!("[sink.celery.workers]\nbroker_url = \"{url}\"\nqueue = \"{LIST}\"\n")
+            }
+            Kind::Stream => format!("[sink.redis.workers]\nurl = \"{url}\"\nstream = \"{LIST}\"\n"),
+            Kind::List => format!("[sink.redis.workers]\nurl = \"{url}\"\nlist = \"{LIST}\"\n"),
+        }
+    }
+
+    fn read(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>) {
+        match self.kind {
+            Kind::Stream => self.read_stream(exam, deliveries),
+            Kind::Celery | Kind::List => self.read_list(exam, deliveries),
+        }
+    }
+
+    fn rewind(&mut self) {
+        self.read = 0;
+        self.last.clear();
+    }
+
+    fn stop(&mut self, exam: &Exam) {
+        exam.redis.stop();
+    }
+
+    fn cont(&mut self, exam: &Exam) {
+        exam.redis.cont();
+    }
+
+    fn kill9(&mut self, exam: &mut Exam) {
+        exam.redis.kill9();
+    }
+
+    fn restart(&mut self, exam: &mut Exam) {
+        exam.redis.restart();
+    }
+}
