@@ -29,7 +29,9 @@
 mod brokers;
 mod catalog;
 mod clock;
+mod doors;
 mod exposure;
+mod full;
 mod input;
 mod keys;
 mod kills;
@@ -41,6 +43,7 @@ mod room;
 mod server;
 mod sheet;
 mod trial;
+mod unroutable;
 mod wal;
 
 use std::time::Duration;

@@ -3,12 +3,11 @@
 
 use std::collections::HashSet;
 use std::ops::{Deref, DerefMut};
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-
-use aftercommit::sink::Sink;
 
 use super::outlet::Place;
 use super::sheet::Sheet;
@@ -36,12 +35,21 @@ pub(super) fn edited(config: &str, from: &str, to: &str) -> String {
     config.replace(from, to)
 }
 
+/// A configuration of [`Exam::config`] with another sink.
+fn with_sink(config: &str, sink: &str) -> String {
+    let (before, rest) = config
+        .split_once("[sink.celery.workers]")
+        .expect("the sink");
+    let (_, routes) = rest.split_once("[[route]]").expect("the route");
+    format!("{before}{sink}\n[[route]]{routes}")
+}
+
 /// One sitting of a row.
 pub(super) struct Trial {
     pub(super) exam: Exam,
     pub(super) sheet: Sheet,
-    outlet: Outlet,
-    place: Box<dyn Place>,
+    pub(super) outlet: Outlet,
+    pub(super) place: Box<dyn Place>,
     deliveries: Vec<Delivery>,
     /// Those that did not come to the outlet.
     elsewhere: Vec<Delivery>,
@@ -66,6 +74,12 @@ impl Trial {
         });
         let place = outlet.open(true);
         Trial::with(sheet, outlet, exam, place)
+    }
+
+    /// As [`new`](Trial::new), with a broker that can be stopped.
+    pub(super) fn own(sheet: &Sheet, outlet: Outlet) -> Trial {
+        let place = outlet.open(true);
+        Trial::with(sheet, outlet, Exam::start(), place)
     }
 
     /// As [`new`](Trial::new), on servers that are there.
@@ -104,26 +118,17 @@ impl Trial {
         if self.outlet == Outlet::Redis && broker_port.is_none() {
             return config;
         }
-        let (before, rest) = config
-            .split_once("[sink.celery.workers]")
-            .expect("the sink");
-        let (_, routes) = rest.split_once("[[route]]").expect("the route");
-        let sink = self.sink(broker_port);
-        format!("{before}{sink}\n[[route]]{routes}")
-    }
-
-    /// The part of it that is the sink, by way of another port.
-    fn sink(&self, port: Option<u16>) -> String {
-        let port = port.unwrap_or_else(|| match self.outlet {
+        let port = broker_port.unwrap_or_else(|| match self.outlet {
             Outlet::Stdout | Outlet::Exec => 0,
-            _ => self.place.port(&self.exam),
+            _ => self.broker_port(),
         });
-        self.place.sink(&self.exam, port)
+        with_sink(&config, &self.place.sink(&self.exam, port))
     }
 
-    /// A sink of its own, of this process, to the same place by way of another port.
-    pub(super) fn client(&self, port: u16) -> Box<dyn Sink> {
-        self.place.client(&self.exam, port)
+    /// As [`config`](Trial::config), with the secrets of the sink in a file.
+    pub(super) fn config_from(&self, file: &Path) -> String {
+        let config = self.config_through(&self.exam.postgres_url(), &self.exam.redis.url(0));
+        with_sink(&config, &self.place.sink_from(file))
     }
 
     /// The configuration of a daemon that pushes everything to Redis, by way of other URLs.
@@ -245,6 +250,19 @@ impl Trial {
                 Instant::now() < deadline,
                 "{so_far} of {different} tasks have come, and no more"
             );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until nothing more has come for a second.
+    pub(super) async fn wait_for_silence(&mut self) {
+        let (start, mut last) = (Instant::now(), Instant::now());
+        while last.elapsed() < Duration::from_secs(1) {
+            assert!(start.elapsed() < PATIENCE, "it goes on and on");
+            let before = self.deliveries.len();
+            if self.deliveries().await.len() > before {
+                last = Instant::now();
+            }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

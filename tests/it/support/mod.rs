@@ -25,6 +25,7 @@ pub(crate) mod redis;
 pub(crate) mod redis_ha;
 pub(crate) mod tasks;
 pub(crate) mod tls;
+pub(crate) mod tls_front;
 pub(crate) mod wait;
 pub(crate) mod wall_clock;
 

@@ -153,6 +153,14 @@ impl Nats {
         });
     }
 
+    /// How much the stream holds, in bytes.
+    pub(crate) fn bytes(&self) -> i64 {
+        self.with(|context| async move {
+            let stream = context.get_stream(STREAM).await.expect("a stream");
+            i64::try_from(stream.cached_info().state.bytes).expect("a length")
+        })
+    }
+
     /// Deletes the stream.
     pub(crate) fn delete_stream(&self) {
         self.with(|context| async move {
@@ -204,7 +212,10 @@ impl Nats {
 
     /// How the harness logs in.
     pub(super) fn options(&self) -> async_nats::ConnectOptions {
-        let options = async_nats::ConnectOptions::new().request_timeout(Some(PATIENCE));
+        let soon = |_| Duration::from_millis(20);
+        let options = async_nats::ConnectOptions::new()
+            .request_timeout(Some(PATIENCE))
+            .reconnect_delay_callback(soon);
         match &self.login {
             Some((user, password)) => options.user_and_password(user.clone(), password.clone()),
             None => options,

@@ -12,7 +12,7 @@ use super::nats::{self, Nats, STREAM, Stored};
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 /// A look that takes longer has asked a server that is gone.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct State {
@@ -86,7 +86,12 @@ async fn follow(context: &Context, state: &Mutex<State>) {
             let last = state.messages.last();
             (state.generation, last.map_or(1, |last| last.sequence + 1))
         };
-        let found = timeout(LOOK, look(context, next)).await;
+        // Reading on, other than looking, takes as long as it takes.
+        let stream = timeout(LOOK, context.get_stream(STREAM)).await;
+        let found = match stream {
+            Ok(Ok(stream)) => timeout(10 * LOOK, nats::try_to_read(&stream, next)).await,
+            _ => Ok(None),
+        };
         if let Ok(Some(found)) = found {
             let mut state = lock(state);
             if state.generation == generation {
@@ -95,10 +100,4 @@ async fn follow(context: &Context, state: &Mutex<State>) {
         }
         sleep(PAUSE).await;
     }
-}
-
-/// What is in the stream from this place on; `None` when the server cannot be asked.
-async fn look(context: &Context, first: u64) -> Option<Vec<Stored>> {
-    let stream = context.get_stream(STREAM).await.ok()?;
-    nats::try_to_read(&stream, first).await
 }

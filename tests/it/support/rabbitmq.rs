@@ -187,6 +187,13 @@ impl RabbitMq {
         serde_json::from_str(&text).unwrap_or_default()
     }
 
+    /// Removes a user, with its connections; it may be gone already.
+    pub(crate) fn remove_user(&self, name: &str) {
+        let answer = self.try_to_ask("DELETE", &format!("users/{name}"), None);
+        let (status, text) = answer.expect("an answer");
+        assert!(matches!(status, 204 | 404), "{status} {text}");
+    }
+
     fn try_to_ask(
         &self,
         method: &str,

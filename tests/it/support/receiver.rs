@@ -156,11 +156,6 @@ impl Receiver {
         lock(&self.shared.requests).clone()
     }
 
-    /// As [`requests`](Receiver::requests), without so many of the first ones.
-    pub(crate) fn requests_from(&self, first: usize) -> Vec<Request> {
-        lock(&self.shared.requests)[first..].to_vec()
-    }
-
     /// How many connections there were.
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)

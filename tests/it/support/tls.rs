@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tempfile::TempDir;
 
 use super::process::scratch;
@@ -16,6 +16,15 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Makes new ones; no client trusts them unless it is given [`authority`](Certificates::authority).
     pub(crate) fn new() -> Certificates {
+        Certificates::until(4096)
+    }
+
+    /// As [`new`](Certificates::new), and long gone by.
+    pub(crate) fn expired() -> Certificates {
+        Certificates::until(2001)
+    }
+
+    fn until(year: i32) -> Certificates {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority =
@@ -23,9 +32,10 @@ impl Certificates {
                 .expect("an authority");
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let key = KeyPair::generate().expect("a key");
-        let certificate = CertificateParams::new(names)
-            .and_then(|params| params.signed_by(&key, &authority))
-            .expect("a certificate");
+        let mut certificate = CertificateParams::new(names).expect("parameters");
+        certificate.not_after = date_time_ymd(year, 1, 1);
+        let certificate = certificate.signed_by(&key, &authority);
+        let certificate = certificate.expect("a certificate");
 
         let certificates = Certificates {
             directory: scratch("tls"),

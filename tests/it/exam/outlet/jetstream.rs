@@ -1,5 +1,9 @@
 //! JetStream: a stream on disk.
 
+use std::path::Path;
+
+use async_nats::jetstream::stream::{self, DiscardPolicy};
+
 use super::Place;
 use crate::support::exam::ledger::Delivery;
 use crate::support::exam::{CANARY_SECRET, Exam};
@@ -10,7 +14,7 @@ use crate::support::nats_reader::Reader;
 const USER: &str = "exam";
 
 /// A server of its own, with its stream.
-pub(in crate::exam) struct OnJetStream {
+pub(super) struct OnJetStream {
     server: Nats,
     reader: Reader,
     read: usize,
@@ -18,7 +22,8 @@ pub(in crate::exam) struct OnJetStream {
 
 impl OnJetStream {
     pub(super) fn start() -> OnJetStream {
-        let server = Nats::start_with(&settings(CANARY_SECRET)).with_stream();
+        let server = Nats::start_with(&settings(Some(CANARY_SECRET)));
+        server.make_stream(stream());
         let reader = Reader::start(&server);
         OnJetStream {
             server,
@@ -28,13 +33,19 @@ impl OnJetStream {
     }
 }
 
-/// Two users: the harness, and the daemon with this password.
-fn settings(password: &str) -> String {
-    let daemon = format!("{{ user: \"{USER}\", password: \"{password}\" }}");
-    format!(
-        "authorization {{ users: [ {}, {daemon} ] }}\n",
-        Nats::admin()
-    )
+/// What is beyond its limits is refused.
+fn stream() -> stream::Config {
+    stream::Config {
+        discard: DiscardPolicy::New,
+        ..stream::Config::default()
+    }
+}
+
+/// The harness may log in, and the daemon with this password.
+fn settings(password: Option<&str>) -> String {
+    let daemon = password.map(|it| format!(", {{ user: \"{USER}\", password: \"{it}\" }}"));
+    let daemon = daemon.unwrap_or_default();
+    format!("authorization {{ users: [ {}{daemon} ] }}\n", Nats::admin())
 }
 
 impl Place for OnJetStream {
@@ -78,5 +89,38 @@ impl Place for OnJetStream {
 
     fn restart(&mut self, _: &mut Exam) {
         self.server.restart();
+    }
+
+    fn fill(&mut self, _: &Exam) {
+        let bytes = self.server.bytes();
+        self.server.change_stream(|config| config.max_bytes = bytes);
+    }
+
+    fn make_room(&mut self, _: &Exam) {
+        self.server.change_stream(|config| config.max_bytes = -1);
+    }
+
+    fn vanish(&mut self, _: &Exam) {
+        assert_eq!(self.server.bytes(), 0, "what is in it would be lost");
+        self.server.delete_stream();
+    }
+
+    fn appear(&mut self, _: &Exam) {
+        self.server.make_stream(stream());
+    }
+
+    fn admit(&mut self, _: &Exam, password: Option<&str>) {
+        self.server.reload(&settings(password));
+    }
+
+    fn secret(&self, _: &Exam, password: &str) -> String {
+        format!("nats://{USER}:{password}@127.0.0.1:{}", self.server.port())
+    }
+
+    fn sink_from(&self, file: &Path) -> String {
+        format!(
+            "[sink.nats.workers]\nurl_file = \"{}\"\nstream = \"{STREAM}\"\nsubject = \"tasks.{{task}}\"\n",
+            file.display()
+        )
     }
 }

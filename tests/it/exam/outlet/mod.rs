@@ -11,12 +11,14 @@ mod webhook;
 
 use std::fmt;
 use std::fs::File;
+use std::path::Path;
 
-use aftercommit::sink::Sink;
+use aftercommit::sink::{Sink, Tables};
 
 use super::is_full;
 use super::sheet::{Sheet, sit};
 use crate::support::exam::ledger::Delivery;
+use crate::support::exam::load::KEYS;
 use crate::support::exam::{Exam, IN_FLIGHT};
 use crate::support::{nats, rabbitmq as rabbitmq_server};
 
@@ -95,6 +97,17 @@ impl Outlet {
         }
     }
 
+    /// How many tasks the sink has under way at a time, of as many as are in flight.
+    pub(super) fn under_way(self, in_flight: usize) -> usize {
+        match self {
+            Outlet::Webhook => webhook::CONCURRENCY,
+            Outlet::Exec => exec::WORKERS,
+            // One of each key.
+            Outlet::CeleryRabbitMq | Outlet::Amqp => in_flight.min(KEYS),
+            _ => in_flight,
+        }
+    }
+
     /// Whether what was delivered is seen a while later only.
     pub(super) fn is_seen_late(self) -> bool {
         matches!(
@@ -120,6 +133,17 @@ impl Outlet {
     }
 }
 
+/// A client in this process, of the sink that a configuration has.
+pub(super) fn client(config: &str) -> Box<dyn Sink> {
+    let config: toml::Table = toml::from_str(config).expect("a configuration");
+    let sinks: Tables = config["sink"].clone().try_into().expect("a sink");
+    let (_, _, settings) = sinks.each().next().expect("a sink");
+    settings.open().expect("a sink")
+}
+
+/// What a row asks for that an outlet has not.
+const NOT_HERE: &str = "this outlet has nothing of the kind";
+
 /// What is behind a sink.
 pub(super) trait Place: Send + Sync {
     /// Where it listens on 127.0.0.1.
@@ -127,15 +151,6 @@ pub(super) trait Place: Send + Sync {
 
     /// `[sink.<type>.workers]`, by way of a port: a proxy's, or its own.
     fn sink(&self, exam: &Exam, port: u16) -> String;
-
-    /// A sink of this configuration, in this process.
-    fn client(&self, exam: &Exam, port: u16) -> Box<dyn Sink> {
-        let sinks = self.sink(exam, port);
-        let sinks: toml::Table = toml::from_str(&sinks).expect("a configuration");
-        let sinks: aftercommit::sink::Tables = sinks["sink"].clone().try_into().expect("a sink");
-        let (_, _, settings) = sinks.each().next().expect("a sink");
-        settings.open().expect("a sink")
-    }
 
     /// Appends what has come and was not read yet, in the order in which it came.
     fn read(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>);
@@ -154,6 +169,41 @@ pub(super) trait Place: Send + Sync {
 
     /// It is back, with what it has acknowledged.
     fn restart(&mut self, exam: &mut Exam);
+
+    /// From now on it has no room for anything.
+    fn fill(&mut self, _: &Exam) {
+        panic!("{NOT_HERE}");
+    }
+
+    /// The end of [`fill`](Place::fill).
+    fn make_room(&mut self, _: &Exam) {
+        panic!("{NOT_HERE}");
+    }
+
+    /// What messages go to is not there: no message was there yet.
+    fn vanish(&mut self, _: &Exam) {
+        panic!("{NOT_HERE}");
+    }
+
+    /// The end of [`vanish`](Place::vanish).
+    fn appear(&mut self, _: &Exam) {
+        panic!("{NOT_HERE}");
+    }
+
+    /// From now on only who has this password is let in, or nobody; whoever is in has to leave.
+    fn admit(&mut self, _: &Exam, _password: Option<&str>) {
+        panic!("{NOT_HERE}");
+    }
+
+    /// What stands in a file of secrets, for who has this password.
+    fn secret(&self, _: &Exam, _password: &str) -> String {
+        panic!("{NOT_HERE}");
+    }
+
+    /// As [`sink`](Place::sink), with [`secret`](Place::secret) in a file.
+    fn sink_from(&self, _file: &Path) -> String {
+        panic!("{NOT_HERE}");
+    }
 
     /// Where the next daemon's stdout goes, if it is of interest.
     fn stdout(&mut self) -> Option<File> {

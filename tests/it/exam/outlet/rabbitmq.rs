@@ -1,5 +1,7 @@
 //! RabbitMQ: the queue of Celery's workers, and an exchange with a queue.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::Place;
@@ -8,10 +10,13 @@ use crate::support::exam::{CANARY_SECRET, Exam, LIST};
 use crate::support::rabbitmq::RabbitMq;
 use crate::support::rabbitmq_reader::Reader;
 
-/// Who the daemon logs in as.
-pub(in crate::exam) const USER: &str = "exam";
 /// The exchange.
-pub(in crate::exam) const EXCHANGE: &str = "exam";
+const EXCHANGE: &str = "exam";
+
+/// Who the daemon logs in as: somebody else in each virtual host.
+fn user(vhost: &str) -> String {
+    format!("exam-{}", vhost.replace('/', "own"))
+}
 
 enum Server {
     /// A virtual host of the one that tests share.
@@ -20,7 +25,7 @@ enum Server {
 }
 
 /// A durable queue.
-pub(in crate::exam) struct OnRabbitMq {
+pub(super) struct OnRabbitMq {
     server: Server,
     is_celery: bool,
     reader: Reader,
@@ -50,8 +55,8 @@ impl OnRabbitMq {
             Server::Own(broker) => (broker, "/"),
         };
         let vhost = broker.vhost_of(name);
-        broker.set_user(USER, CANARY_SECRET);
-        vhost.permit(USER, true);
+        broker.set_user(&user(name), CANARY_SECRET);
+        vhost.permit(&user(name), true);
         vhost.queue(LIST, json!({}));
         vhost.exchange(EXCHANGE, "topic");
         vhost.bind(EXCHANGE, LIST, "exam.#");
@@ -79,6 +84,11 @@ impl OnRabbitMq {
         }
     }
 
+    fn url(&self, port: u16, password: &str) -> String {
+        let url = self.broker().url_through(port, self.vhost());
+        url.replace("guest:guest", &format!("{}:{password}", user(self.vhost())))
+    }
+
     /// The name of the virtual host.
     fn vhost(&self) -> &str {
         match &self.server {
@@ -94,8 +104,7 @@ impl Place for OnRabbitMq {
     }
 
     fn sink(&self, _: &Exam, port: u16) -> String {
-        let url = self.broker().url_through(port, self.vhost());
-        let url = url.replace("guest:guest", &format!("{USER}:{CANARY_SECRET}"));
+        let url = self.url(port, CANARY_SECRET);
         match self.is_celery {
             true => format!("[sink.celery.workers]\nbroker_url = \"{url}\"\nqueue = \"{LIST}\"\n"),
             false => format!("[sink.amqp.workers]\nurl = \"{url}\"\nexchange = \"{EXCHANGE}\"\n"),
@@ -132,5 +141,40 @@ impl Place for OnRabbitMq {
 
     fn restart(&mut self, _: &mut Exam) {
         self.own().restart();
+    }
+
+    fn fill(&mut self, _: &Exam) {
+        self.own()
+            .ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    }
+
+    fn make_room(&mut self, _: &Exam) {
+        self.own().ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    }
+
+    fn admit(&mut self, _: &Exam, password: Option<&str>) {
+        let (broker, user) = (self.broker(), user(self.vhost()));
+        // Its connections end with it.
+        broker.remove_user(&user);
+        if let Some(password) = password {
+            broker.set_user(&user, password);
+            broker.vhost_of(self.vhost()).permit(&user, true);
+        }
+    }
+
+    fn secret(&self, _: &Exam, password: &str) -> String {
+        self.url(self.broker().port(), password)
+    }
+
+    fn sink_from(&self, file: &Path) -> String {
+        let file = file.display();
+        match self.is_celery {
+            true => {
+                format!("[sink.celery.workers]\nbroker_url_file = \"{file}\"\nqueue = \"{LIST}\"\n")
+            }
+            false => {
+                format!("[sink.amqp.workers]\nurl_file = \"{file}\"\nexchange = \"{EXCHANGE}\"\n")
+            }
+        }
     }
 }

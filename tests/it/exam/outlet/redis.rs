@@ -1,11 +1,14 @@
 //! The Redis of the exam: Celery's list, a stream, and a list.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use super::Place;
 use crate::support::exam::ledger::Delivery;
 use crate::support::exam::{Exam, LIST};
 
+/// Who may be let in, or not.
+const USER: &str = "exam";
 /// What is read at a time.
 const AT_ONCE: usize = 5_000;
 
@@ -143,5 +146,52 @@ impl Place for OnRedis {
 
     fn restart(&mut self, exam: &mut Exam) {
         exam.redis.restart();
+    }
+
+    fn fill(&mut self, exam: &Exam) {
+        let memory: String = exam.redis.ask(&["INFO", "memory"]);
+        let used = memory
+            .lines()
+            .find_map(|line| line.strip_prefix("used_memory:"));
+        let set = |name, value| exam.redis.run(&["CONFIG", "SET", name, value]);
+        set("maxmemory-policy", "noeviction");
+        set("maxmemory", used.expect("what it uses"));
+    }
+
+    fn make_room(&mut self, exam: &Exam) {
+        exam.redis.run(&["CONFIG", "SET", "maxmemory", "0"]);
+    }
+
+    fn admit(&mut self, exam: &Exam, password: Option<&str>) {
+        let set = |rule: &str| exam.redis.run(&["ACL", "SETUSER", USER, rule]);
+        set("reset");
+        if let Some(password) = password {
+            for rule in ["on", "~*", "&*", "+@all", &format!(">{password}")] {
+                set(rule);
+            }
+        }
+        exam.redis.run(&["CLIENT", "KILL", "USER", USER]);
+    }
+
+    fn secret(&self, exam: &Exam, password: &str) -> String {
+        format!(
+            "redis://{USER}:{password}@127.0.0.1:{}/0",
+            exam.redis.port()
+        )
+    }
+
+    fn sink_from(&self, file: &Path) -> String {
+        let file = file.display();
+        match self.kind {
+            Kind::Celery => {
+                format!("[sink.celery.workers]\nbroker_url_file = \"{file}\"\nqueue = \"{LIST}\"\n")
+            }
+            Kind::Stream => {
+                format!("[sink.redis.workers]\nurl_file = \"{file}\"\nstream = \"{LIST}\"\n")
+            }
+            Kind::List => {
+                format!("[sink.redis.workers]\nurl_file = \"{file}\"\nlist = \"{LIST}\"\n")
+            }
+        }
     }
 }
