@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::outlet::Place;
+use super::outlet::{Found, Other, Place};
 use super::sheet::Sheet;
 use super::{LAG, MEMORY, Outlet, STOPS_WITHIN};
 use crate::support::daemon::Daemon;
@@ -50,7 +50,7 @@ pub(super) struct Trial {
     pub(super) sheet: Sheet,
     pub(super) outlet: Outlet,
     pub(super) place: Box<dyn Place>,
-    deliveries: Vec<Delivery>,
+    found: Found,
     /// Those that did not come to the outlet.
     elsewhere: Vec<Delivery>,
     /// Different ids among them.
@@ -94,7 +94,7 @@ impl Trial {
             sheet: sheet.clone(),
             outlet,
             place,
-            deliveries: Vec::new(),
+            found: Found::default(),
             elsewhere: Vec::new(),
             known: HashSet::new(),
             looks: Vec::new(),
@@ -199,12 +199,20 @@ impl Trial {
 
     /// What was delivered so far, in order, with what came twice.
     pub(super) async fn deliveries(&mut self) -> &[Delivery] {
-        let before = self.deliveries.len();
-        self.place.read(&self.exam, &mut self.deliveries);
-        let new = self.deliveries[before..].iter().map(|it| it.id.clone());
+        let before = self.found.rows.len();
+        self.place.read(&self.exam, &mut self.found);
+        let new = self.found.rows[before..].iter().map(|it| it.id.clone());
         self.known.extend(new);
-        self.looks.push((Instant::now(), self.deliveries.len()));
-        &self.deliveries
+        self.looks.push((Instant::now(), self.found.rows.len()));
+        &self.found.rows
+    }
+
+    /// What else has come, of tasks that the checker does not know.
+    pub(super) async fn others(&mut self) -> Vec<Other> {
+        self.deliveries().await;
+        let mut others = self.found.others.clone();
+        others.extend(self.place.elsewhere(&self.exam));
+        others
     }
 
     /// How many different tasks were delivered so far.
@@ -233,7 +241,7 @@ impl Trial {
     pub(super) async fn wait_for_the_last(&mut self) {
         let mut last = Instant::now();
         while self.outlet.is_seen_late() && last.elapsed() < QUIET {
-            let before = self.deliveries.len();
+            let before = self.found.rows.len();
             if self.deliveries().await.len() > before {
                 last = Instant::now();
             }
@@ -259,7 +267,7 @@ impl Trial {
         let (start, mut last) = (Instant::now(), Instant::now());
         while last.elapsed() < Duration::from_secs(1) {
             assert!(start.elapsed() < PATIENCE, "it goes on and on");
-            let before = self.deliveries.len();
+            let before = self.found.rows.len();
             if self.deliveries().await.len() > before {
                 last = Instant::now();
             }
@@ -280,7 +288,7 @@ impl Trial {
         let written = self.exam.written().await;
         self.wait_for_the_last().await;
         self.place.rewind();
-        self.deliveries.clear();
+        self.found = Found::default();
         self.known.clear();
         let deadline = Instant::now() + SETTLES_WITHIN;
         let receipt = loop {
@@ -291,7 +299,7 @@ impl Trial {
             let late = Instant::now() > deadline;
             if come >= expected || late {
                 self.wait_for_the_last().await;
-                let all = [self.deliveries.as_slice(), &self.elsewhere].concat();
+                let all = [self.found.rows.as_slice(), &self.elsewhere].concat();
                 let receipt = Receipt::new(&written, &all, &held);
                 if receipt.lost.is_empty() || late {
                     break receipt;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use async_nats::jetstream::stream::{self, DiscardPolicy};
 
-use super::Place;
+use super::{Found, Place};
 use crate::support::exam::ledger::Delivery;
 use crate::support::exam::{CANARY_SECRET, Exam};
 use crate::support::nats::{Nats, STREAM};
@@ -60,14 +60,18 @@ impl Place for OnJetStream {
         )
     }
 
-    fn read(&mut self, _: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read(&mut self, _: &Exam, found: &mut Found) {
         let messages = self.reader.messages_from(self.read);
         self.read += messages.len();
-        let decoded = messages.iter().map(|it| {
-            let lsn = it.header("aftercommit-lsn").expect("an LSN");
-            Delivery::of_event(&it.id(), lsn, &it.payload)
-        });
-        deliveries.extend(decoded);
+        for it in &messages {
+            let header = |name| it.header(name).expect("a header of ours");
+            found.add(
+                &it.id(),
+                header("aftercommit-task"),
+                it.payload.len(),
+                || Delivery::of_event(&it.id(), header("aftercommit-lsn"), &it.payload),
+            );
+        }
     }
 
     fn rewind(&mut self) {

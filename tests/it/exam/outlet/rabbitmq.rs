@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use super::Place;
+use super::{Found, Place};
 use crate::support::exam::ledger::Delivery;
 use crate::support::exam::{CANARY_SECRET, Exam, LIST};
 use crate::support::rabbitmq::RabbitMq;
@@ -111,15 +111,18 @@ impl Place for OnRabbitMq {
         }
     }
 
-    fn read(&mut self, _: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read(&mut self, _: &Exam, found: &mut Found) {
         let messages = self.reader.messages_from(self.read);
         let decode = match self.is_celery {
             true => Delivery::of_call,
             false => Delivery::of_event,
         };
         self.read += messages.len();
-        let decoded = messages.iter().map(|it| decode(&it.id, &it.lsn, &it.body));
-        deliveries.extend(decoded);
+        for it in &messages {
+            found.add(&it.id, &it.task, it.length, || {
+                decode(&it.id, &it.lsn, &it.body)
+            });
+        }
     }
 
     fn rewind(&mut self) {

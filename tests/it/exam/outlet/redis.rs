@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::Place;
-use crate::support::exam::ledger::Delivery;
+use super::{Found, Other, Place};
 use crate::support::exam::{Exam, LIST};
 
 /// Who may be let in, or not.
@@ -52,8 +51,15 @@ impl OnRedis {
         }
     }
 
+    fn add(&self, message: &[u8], found: &mut Found) {
+        match self.kind {
+            Kind::Celery => found.add_celery(message),
+            Kind::Stream | Kind::List => found.add_object(message),
+        }
+    }
+
     /// Pushed to the left: what came after the messages that are known has the smallest indices.
-    fn read_list(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read_list(&mut self, exam: &Exam, found: &mut Found) {
         let mut redis = exam.redis.blocking(0);
         loop {
             let length: usize = redis::cmd("LLEN")
@@ -68,16 +74,14 @@ impl OnRedis {
             let mut range = redis::cmd("LRANGE");
             range.arg(LIST).arg(first - most + 1).arg(first);
             let messages: Vec<Vec<u8>> = range.query(&mut redis).expect("LRANGE");
-            let decode = match self.kind {
-                Kind::Celery => Delivery::of_celery,
-                _ => Delivery::of_object,
-            };
-            deliveries.extend(messages.iter().rev().map(|message| decode(message)));
+            for message in messages.iter().rev() {
+                self.add(message, found);
+            }
             self.read += messages.len();
         }
     }
 
-    fn read_stream(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read_stream(&mut self, exam: &Exam, found: &mut Found) {
         let mut redis = exam.redis.blocking(0);
         loop {
             let start = match self.last.as_str() {
@@ -97,9 +101,9 @@ impl OnRedis {
                 return;
             };
             self.last = last.clone();
-            let decode =
-                |fields: &HashMap<String, String>| Delivery::of_object(fields["data"].as_bytes());
-            deliveries.extend(entries.iter().map(|(_, fields)| decode(fields)));
+            for (_, fields) in &entries {
+                self.add(fields["data"].as_bytes(), found);
+            }
         }
     }
 }
@@ -120,11 +124,40 @@ impl Place for OnRedis {
         }
     }
 
-    fn read(&mut self, exam: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read(&mut self, exam: &Exam, found: &mut Found) {
         match self.kind {
-            Kind::Stream => self.read_stream(exam, deliveries),
-            Kind::Celery | Kind::List => self.read_list(exam, deliveries),
+            Kind::Stream => self.read_stream(exam, found),
+            Kind::Celery | Kind::List => self.read_list(exam, found),
         }
+    }
+
+    /// All other keys but our own.
+    fn elsewhere(&self, exam: &Exam) -> Vec<Other> {
+        let mut redis = exam.redis.blocking(0);
+        let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut redis).expect("KEYS");
+        let ours = |key: &[u8]| key == LIST.as_bytes() || key.starts_with(b"aftercommit:");
+        let mut found = Found::default();
+        for key in keys.iter().filter(|key| !ours(key)) {
+            let messages: Vec<Vec<u8>> = match self.kind {
+                Kind::Stream => {
+                    let entries = redis::cmd("XRANGE").arg(key).arg("-").arg("+").clone();
+                    let entries: Vec<(String, HashMap<String, Vec<u8>>)> =
+                        entries.query(&mut redis).expect("streams and nothing else");
+                    let data = |(_, mut fields): (String, HashMap<String, Vec<u8>>)| {
+                        fields.remove("data").expect("data")
+                    };
+                    entries.into_iter().map(data).collect()
+                }
+                Kind::Celery | Kind::List => {
+                    let range = redis::cmd("LRANGE").arg(key).arg(0).arg(-1).clone();
+                    range.query(&mut redis).expect("lists and nothing else")
+                }
+            };
+            for message in &messages {
+                self.add(message, &mut found);
+            }
+        }
+        found.others
     }
 
     fn rewind(&mut self) {

@@ -6,9 +6,8 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::Place;
+use super::{Found, Place};
 use crate::support::exam::Exam;
-use crate::support::exam::ledger::Delivery;
 use crate::support::process::scratch;
 
 /// The files, in the order of the lives.
@@ -34,7 +33,7 @@ impl Files {
 
 impl Output {
     /// Reads the whole lines that are new; half a line is nobody's task.
-    fn read_on(&mut self, deliveries: &mut Vec<Delivery>) {
+    fn read_on(&mut self, found: &mut Found) {
         let mut text = String::new();
         let read = File::open(&self.path).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.read as u64))?;
@@ -43,7 +42,9 @@ impl Output {
         let whole = text.rfind('\n').filter(|_| read.is_ok());
         let Some(whole) = whole else { return };
         self.read += whole + 1;
-        deliveries.extend(text[..whole].lines().map(Delivery::of_line));
+        text[..whole]
+            .lines()
+            .for_each(|line| found.add_object(line.as_bytes()));
     }
 }
 
@@ -58,9 +59,9 @@ impl Place for Files {
         "[sink.stdout.workers]\n".to_owned()
     }
 
-    fn read(&mut self, _: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read(&mut self, _: &Exam, found: &mut Found) {
         for output in &mut self.outputs {
-            output.read_on(deliveries);
+            output.read_on(found);
         }
     }
 

@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::Place;
-use crate::support::exam::ledger::Delivery;
+use super::{Found, Place};
 use crate::support::exam::{CANARY_SECRET, Exam};
 use crate::support::receiver::{Answer, Receiver, Request};
 
 /// Requests at a time.
 pub(super) const CONCURRENCY: usize = 64;
+
+/// It takes no larger body.
+const LONGEST: usize = 150_000_000;
 
 /// Who gets in.
 #[derive(Default)]
@@ -45,6 +47,9 @@ impl State {
         };
         if !may {
             return Answer::Status(401, Vec::new());
+        }
+        if request.body.len() > LONGEST {
+            return Answer::Status(413, Vec::new());
         }
         lock(&self.taken).push(request.body.clone());
         Answer::Status(204, Vec::new())
@@ -95,10 +100,10 @@ impl Place for Hooks {
         format!("[sink.webhook.workers]\nurl = \"http://127.0.0.1:{port}/hooks\"\n{settings}")
     }
 
-    fn read(&mut self, _: &Exam, deliveries: &mut Vec<Delivery>) {
+    fn read(&mut self, _: &Exam, found: &mut Found) {
         let taken = lock(&self.state.taken)[self.read..].to_vec();
         self.read += taken.len();
-        deliveries.extend(taken.iter().map(|it| Delivery::of_object(it)));
+        taken.iter().for_each(|body| found.add_object(body));
     }
 
     fn rewind(&mut self) {
