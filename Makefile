@@ -25,5 +25,5 @@ demo:
 
 # How fast it is, as ratios to a bare loop: about ten minutes. benches/README.md explains.
 bench:
-	scripts/apt-install.sh postgresql redis-server
+	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server
 	benches/run.sh

@@ -48,3 +48,4 @@ mod tls;
 mod versions;
 mod walsender;
 mod webhook;
+mod yardstick;
