@@ -100,7 +100,7 @@ impl Sink for RabbitMq {
     }
 
     fn probe(&mut self) -> Probe<'_> {
-        Box::pin(self.publisher.look(Place::Queue(&self.letters.queue)))
+        Box::pin(self.publisher.look([Place::Queue(&self.letters.queue)]))
     }
 
     fn keeps(&self) -> Duration {
