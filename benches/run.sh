@@ -1,7 +1,7 @@
 #!/bin/bash
 # The bench: throughput, CPU, memory and latency, as ratios to a bare loop, on servers of its own in a temporary folder.
 #
-#     benches/run.sh [options] [a|b|c|latency|retention|hold ...]
+#     benches/run.sh [options] [a|b|c|latency|retention|hold|sinks ...]
 #
 # Without a name: all of them; about a quarter of an hour, 6 GB of disk, 3 GB of memory.
 #
@@ -26,7 +26,7 @@ while [ $# -gt 0 ]; do
     --home) home=$2 && shift ;;
     --daemon) daemon=$2 && shift ;;
     --before) before=$2 && shift ;;
-    a | b | c | latency | retention | hold) parts+=("$1") ;;
+    a | b | c | latency | retention | hold | sinks) parts+=("$1") ;;
     -h | --help) usage && exit ;;
     *) usage >&2 && exit 2 ;;
     esac
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
 done
 runs=${runs:-$([ -n "$small" ] && echo 1 || echo 3)}
 seconds=${seconds:-$([ -n "$small" ] && echo 2 || echo 10)}
-[ ${#parts[@]} -gt 0 ] || parts=(a b c latency retention hold)
+[ ${#parts[@]} -gt 0 ] || parts=(a b c latency retention hold sinks)
 say() { echo "# $*" >&2; }
 
 # Programs.
@@ -136,6 +136,7 @@ beside() { # the program of before, into the same sink
 for name in "${parts[@]}"; do
     case $name in
     latency) "$here/latency.py" --bin "$target/bench" --daemon "$daemon" --rounds 3 --seconds "$seconds" ${before:+--before "$before"} ;;
+    sinks) (cd "$here/.." && cargo test --quiet --profile harness --test it -- --ignored --exact yardstick::sinks --nocapture --test-threads=1) | grep '^|' ;;
     retention | hold) "$here/settle.py" "$name" --daemon "$daemon" --rows $((300000 / part)) --rounds "$runs" ;;
     *)
         "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.15,2,32) \

@@ -7,6 +7,8 @@
 )]
 pub mod amqp;
 #[cfg(any(
+    feature = "amqp",
+    feature = "celery",
     feature = "exec",
     feature = "kafka",
     feature = "sqs",
@@ -19,8 +21,12 @@ mod answered;
     allow(dead_code, reason = "some of it is for the others")
 )]
 mod broker_url;
+#[cfg(feature = "bullmq")]
+pub mod bullmq;
 #[cfg(feature = "celery")]
 pub mod celery;
+#[cfg(feature = "dramatiq")]
+pub mod dramatiq;
 #[cfg(feature = "exec")]
 pub mod exec;
 #[cfg(feature = "kafka")]
@@ -46,6 +52,9 @@ pub mod redis;
     allow(dead_code, reason = "some of it is for the others")
 )]
 pub mod redis_client;
+pub mod renewed;
+#[cfg(feature = "sidekiq")]
+pub mod sidekiq;
 #[cfg(feature = "sqs")]
 pub mod sqs;
 #[cfg(feature = "stdout")]
@@ -276,12 +285,15 @@ macro_rules! tables {
 // The only list of sink types, with the cargo feature of each.
 tables! {
     amqp "amqp",
+    bullmq "bullmq",
     celery "celery",
+    dramatiq "dramatiq",
     exec "exec",
     kafka "kafka",
     nats "nats",
     null,
     redis "redis",
+    sidekiq "sidekiq",
     sqs "sqs",
     stdout "stdout",
     webhook "webhook",

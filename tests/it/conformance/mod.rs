@@ -310,4 +310,5 @@ mod redis;
 #[cfg(feature = "sqs")]
 mod sqs;
 mod stdout;
+mod task_queues;
 mod webhook;

@@ -58,6 +58,14 @@ pub(super) struct Send {
     pub(super) behind: Option<usize>,
 }
 
+/// How far a task has come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Unsent,
+    UnderWay,
+    Answered(Answer),
+}
+
 /// A batch on its way.
 #[derive(Debug)]
 pub(super) struct Flow {
@@ -66,7 +74,7 @@ pub(super) struct Flow {
     next: Vec<Option<usize>>,
     /// By task: its key.
     key_of: Vec<usize>,
-    answers: Vec<Option<Answer>>,
+    states: Vec<State>,
     keys: Vec<Key>,
     /// Keys of which something may be sent.
     ready: VecDeque<usize>,
@@ -94,7 +102,7 @@ impl Flow {
             pace,
             next: vec![None; batch.len()],
             key_of: Vec::with_capacity(batch.len()),
-            answers: vec![None; batch.len()],
+            states: vec![State::Unsent; batch.len()],
             keys: Vec::new(),
             ready: VecDeque::new(),
             in_flight: 0,
@@ -133,6 +141,9 @@ impl Flow {
                     key.unsent = self.next.get(task).copied().flatten();
                     key.in_flight += 1;
                     self.in_flight += 1;
+                    if let Some(state) = self.states.get_mut(task) {
+                        *state = State::UnderWay;
+                    }
                     return Some(Send { task, behind });
                 }
                 None => {
@@ -151,23 +162,14 @@ impl Flow {
 
     /// The tasks that are on their way.
     pub(super) fn unanswered(&self) -> Vec<usize> {
-        let mut found = Vec::new();
-        for key in &self.keys {
-            let mut at = key.first;
-            while at != key.unsent {
-                let Some(task) = at else { break };
-                if matches!(self.answers.get(task), Some(None)) {
-                    found.push(task);
-                }
-                at = self.next.get(task).copied().flatten();
-            }
-        }
-        found
+        let states = self.states.iter().enumerate();
+        let under_way = states.filter(|(_, state)| **state == State::UnderWay);
+        under_way.map(|(task, _)| task).collect()
     }
 
     /// Notes an answer; one to a task that is not on its way, or has one, is nobody's.
     pub(super) fn answered(&mut self, task: usize, answer: Answer) {
-        let Some(place) = self.answers.get_mut(task).filter(|place| place.is_none()) else {
+        let Some(state) = self.states.get_mut(task) else {
             return;
         };
         let Some((index, key)) = self
@@ -177,14 +179,14 @@ impl Flow {
         else {
             return;
         };
-        if key.in_flight == 0 {
+        if *state != State::UnderWay {
             return;
         }
         if answer != Answer::Stored && std::mem::take(&mut key.queued) {
             // Of a run that is still being written no more is sent: it would lean on one that is not stored.
             self.ready.retain(|ready| *ready != index);
         }
-        *place = Some(answer);
+        *state = State::Answered(answer);
         key.in_flight -= 1;
         self.in_flight -= 1;
         if key.in_flight == 0 {
@@ -200,16 +202,16 @@ impl Flow {
         let mut stopped = false;
         while key.first != key.unsent {
             let Some(task) = key.first else { break };
-            match self.answers.get(task) {
-                Some(Some(Answer::Stored)) => {
+            match self.states.get(task) {
+                Some(State::Answered(Answer::Stored)) => {
                     key.first = self.next.get(task).copied().flatten();
                     stored += 1;
                 }
-                Some(Some(Answer::Overtaken)) => {
+                Some(State::Answered(Answer::Overtaken)) => {
                     let mut at = key.first;
                     while let Some(task) = at.filter(|_| at != key.unsent) {
-                        if let Some(answer) = self.answers.get_mut(task) {
-                            *answer = None;
+                        if let Some(state) = self.states.get_mut(task) {
+                            *state = State::Unsent;
                         }
                         at = self.next.get(task).copied().flatten();
                     }
@@ -238,14 +240,13 @@ impl Flow {
     /// The outcomes, once nothing is to be sent and nothing is on its way.
     pub(super) fn outcomes(self) -> Vec<Outcome> {
         let behind = || Outcome::Retry(Cause::new("an earlier task of its key was not delivered"));
-        let mut outcomes: Vec<Outcome> = self.answers.iter().map(|_| Outcome::Delivered).collect();
+        let mut outcomes: Vec<Outcome> = self.states.iter().map(|_| Outcome::Delivered).collect();
         for key in &self.keys {
             let mut at = key.first;
             let mut is_first = true;
             while let Some(task) = at {
-                let answer = self.answers.get(task);
-                let outcome = match answer {
-                    Some(Some(Answer::Failed(outcome))) if is_first => outcome.clone(),
+                let outcome = match self.states.get(task) {
+                    Some(State::Answered(Answer::Failed(outcome))) if is_first => outcome.clone(),
                     _ => behind(),
                 };
                 if let Some(place) = outcomes.get_mut(task) {
