@@ -12,7 +12,7 @@ use crate::near;
 use crate::sink::FEATURES;
 
 /// Sink types that later versions may have.
-const ELSEWHERE: [&str; 5] = ["bullmq", "dramatiq", "pubsub", "sidekiq", "sns"];
+const ELSEWHERE: [&str; 2] = ["pubsub", "sns"];
 
 /// For benches; nobody is pointed to it.
 const BENCH_ONLY: &str = "null";

@@ -1,6 +1,10 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
 #[cfg(any(feature = "amqp", feature = "celery"))]
+#[cfg_attr(
+    not(all(feature = "amqp", feature = "celery")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
 pub mod amqp;
 #[cfg(any(
     feature = "amqp",
@@ -12,6 +16,10 @@ pub mod amqp;
 ))]
 mod answered;
 #[cfg(any(feature = "amqp", feature = "celery", feature = "redis"))]
+#[cfg_attr(
+    not(all(feature = "amqp", feature = "celery", feature = "redis")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
 mod broker_url;
 #[cfg(feature = "bullmq")]
 pub mod bullmq;
@@ -39,6 +47,10 @@ mod pace;
 #[cfg(feature = "redis")]
 pub mod redis;
 #[cfg(any(feature = "celery", feature = "redis"))]
+#[cfg_attr(
+    not(all(feature = "celery", feature = "redis")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
 pub mod redis_client;
 pub mod renewed;
 #[cfg(feature = "sidekiq")]

@@ -1,6 +1,7 @@
 //! The Kafka sink on the cluster that librdkafka plays: what its answers and settings make of a batch.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use aftercommit::outbox::{Field, Position, Task};
 use aftercommit::pg::Timestamp;
@@ -10,6 +11,8 @@ use rdkafka::types::RDKafkaApiKey::Produce;
 use rdkafka::types::RDKafkaRespErr::{self, *};
 use serde_json::{Value, json};
 
+use crate::support::daemon::Daemon;
+use crate::support::exam::{Exam, assert_discreet};
 use crate::support::kafka::{Kafka, TOPIC};
 
 fn config(brokers: &str, settings: Value) -> Config {
@@ -433,4 +436,39 @@ fn settings_that_do_not_do_are_told_in_words() {
     let plain = config("h:9092", plain);
     assert!(plain.open().is_ok());
     assert!(!format!("{plain:?}").contains("hunter2"));
+}
+
+/// The daemon as a whole: killed under load, and with the brokers away, it loses nothing and keeps the order of each key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_and_outages_lose_nothing_and_keep_the_order() {
+    const ROUNDS: usize = 5;
+    const ROWS: usize = 400;
+    let exam = Exam::start();
+    let kafka = Kafka::start(2);
+    let sink = format!(
+        "[sink.kafka.workers]\nbrokers = \"{}\"\ntopic = \"{TOPIC}\"\ntimeout = \"2s\"\n",
+        kafka.brokers()
+    );
+    let config = exam.config_with(&sink);
+    let mut random = exam.random(0);
+    for round in 0..ROUNDS {
+        exam.write_numbered(ROWS, round * ROWS);
+        let mut daemon = Daemon::start(&config);
+        tokio::time::sleep(Duration::from_millis(200 + random.u64(..600))).await;
+        if round % 2 == 0 {
+            kafka.set_away(true);
+            tokio::time::sleep(Duration::from_millis(random.u64(..1500))).await;
+        }
+        daemon.kill9();
+        assert_discreet(&daemon);
+        kafka.set_away(false);
+    }
+    let mut daemon = Daemon::start(&config);
+    exam.nothing_left().await;
+    assert!(daemon.terminate().await.success());
+    assert_discreet(&daemon);
+    let stored = kafka.stored(TOPIC);
+    let values = stored.iter().map(|message| message.value.as_slice());
+    let repeats = exam.assert_numbered(values, ROUNDS * ROWS);
+    eprintln!("{repeats} repeats");
 }

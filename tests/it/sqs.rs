@@ -1,12 +1,17 @@
 //! The SQS sink on moto: what its answers and settings make of a batch.
 
+use std::time::Duration;
+
 use aftercommit::outbox::{Field, Position, Task};
 use aftercommit::pg::Timestamp;
 use aftercommit::sink::sqs::Config;
 use aftercommit::sink::{Outage, Outcome, Settings as _, Sight, Sink};
 use serde_json::{Value, json};
 
+use crate::support::daemon::Daemon;
+use crate::support::exam::{Exam, assert_discreet};
 use crate::support::moto::{Moto, Queue, attribute, id};
+use crate::support::proxy::Proxy;
 
 fn config(queue: &str, settings: Value) -> Config {
     let mut config = json!({
@@ -259,4 +264,44 @@ fn settings_that_do_not_do_are_told_in_words() {
         config("tasks", json!({"secret_access_key": "hunter2"}))
     );
     assert!(!shown.contains("hunter2"));
+}
+
+/// The daemon as a whole: killed under load, and with SQS away, it loses nothing and keeps the order of each key. A FIFO queue
+/// has each task once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_and_outages_lose_nothing_and_add_nothing_twice() {
+    const ROUNDS: usize = 3;
+    // moto takes its time with FIFO queues.
+    const ROWS: usize = 40;
+    let exam = Exam::start();
+    let queue = Moto::shared().queue(true, json!({}));
+    let proxy = Proxy::start(Moto::shared().port());
+    let sink = format!(
+        "[sink.sqs.workers]\nqueue = \"{}\"\nregion = \"us-east-1\"\naccess_key_id = \"test\"\n\
+         secret_access_key = \"test\"\nendpoint_url = \"http://127.0.0.1:{}\"\n",
+        queue.name,
+        proxy.port()
+    );
+    let config = exam.config_with(&sink);
+    let mut random = exam.random(0);
+    for round in 0..ROUNDS {
+        exam.write_numbered(ROWS, round * ROWS);
+        let mut daemon = Daemon::start(&config);
+        tokio::time::sleep(Duration::from_millis(200 + random.u64(..600))).await;
+        if round % 2 == 0 {
+            proxy.refuse();
+            tokio::time::sleep(Duration::from_millis(random.u64(..500))).await;
+        }
+        daemon.kill9();
+        assert_discreet(&daemon);
+        proxy.pass();
+    }
+    let mut daemon = Daemon::start(&config);
+    exam.nothing_left().await;
+    assert!(daemon.terminate().await.success());
+    assert_discreet(&daemon);
+    let messages = queue.take();
+    let values = messages.iter().filter_map(|it| it["Body"].as_str());
+    let repeats = exam.assert_numbered(values.map(str::as_bytes), ROUNDS * ROWS);
+    assert_eq!(repeats, 0);
 }

@@ -197,14 +197,9 @@ struct Ear {
 }
 
 impl ClientContext for Ear {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        match level {
-            RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info => {
-                tracing::debug!(facility, "librdkafka: {message}");
-            }
-            // What it comes to is told with the outcome.
-            _ => tracing::info!(facility, "librdkafka: {message}"),
-        }
+    /// At once a line for each attempt to connect: what it comes to is told with the outcome.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, "librdkafka: {message}");
     }
 
     fn stats_raw(&self, _: &[u8]) {}

@@ -1,6 +1,7 @@
 //! Amazon's client, and what its errors mean.
 
 use std::error::Error;
+use std::time::Duration;
 
 use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -17,9 +18,13 @@ use super::Config;
 use super::verdict::{self, Verdict};
 use crate::sink::{Cause, Outage};
 
+/// Amazon closes connections that are idle for longer; ours are closed before, so that none is used that is half gone.
+const IDLE: Duration = Duration::from_secs(10);
+
 /// A client; it connects when it is used. Where the credentials come from is decided now, what they are when they are needed.
 pub(super) async fn open(config: &Config) -> Client {
     let http = aws_smithy_http_client::Builder::new()
+        .pool_idle_timeout(IDLE)
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .build_https();
     let timeouts = TimeoutConfig::builder()

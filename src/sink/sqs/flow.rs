@@ -50,7 +50,21 @@ impl Sqs {
         }
     }
 
+    /// Forgets what was known: connections that broke unseen, and queues that may have been made anew elsewhere.
+    pub(super) fn begin_anew(&mut self) {
+        self.client = None;
+        self.urls.clear();
+    }
+
     pub(super) async fn hand_over(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
+        let handed_over = self.hand_over_all(batch).await;
+        if handed_over.is_err() {
+            self.begin_anew();
+        }
+        handed_over
+    }
+
+    async fn hand_over_all(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
         let answered = |task| self.answered.contains(task).then_some(Outcome::Delivered);
         let mut known: Vec<Option<Outcome>> = batch.iter().map(answered).collect();
         let client = self.client().await;
@@ -93,8 +107,6 @@ impl Sqs {
                 for (task, _) in tasks.filter(|(_, known)| **known == Some(Outcome::Delivered)) {
                     self.answered.insert(task);
                 }
-                // A queue may have been made anew elsewhere meanwhile.
-                self.urls.clear();
                 Err(outage)
             }
         }

@@ -17,10 +17,13 @@ impl Sqs {
     pub(super) async fn look(&mut self) -> Vec<Sight> {
         match self.ask().await {
             Ok(sights) => sights,
-            Err(Outage(cause)) => vec![Sight::Fault(
-                cause.to_string(),
-                "see to it that region, endpoint_url and credentials are right, and the queue is there".to_owned(),
-            )],
+            Err(Outage(cause)) => {
+                self.begin_anew();
+                vec![Sight::Fault(
+                    cause.to_string(),
+                    "see to it that region, endpoint_url and credentials are right, and the queue is there".to_owned(),
+                )]
+            }
         }
     }
 
