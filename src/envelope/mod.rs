@@ -12,6 +12,7 @@ pub mod event;
 mod job;
 pub mod json;
 pub mod kombu;
+pub mod native_delay;
 mod options;
 pub mod plain;
 mod ready;

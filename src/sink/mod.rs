@@ -14,6 +14,7 @@ mod order;
 mod pace;
 pub mod redis;
 pub mod redis_client;
+pub mod renewed;
 pub mod sidekiq;
 pub mod stdout;
 pub mod webhook;

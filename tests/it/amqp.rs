@@ -8,6 +8,7 @@ use aftercommit::sink::amqp::Config;
 use aftercommit::sink::{Outcome, Settings as _, Sight, Sink};
 use serde_json::{Value, json};
 
+use crate::support::proxy::{Fault, Proxy, Way};
 use crate::support::rabbitmq::{RabbitMq, Vhost, id, is_installed};
 use crate::support::wait::PATIENCE;
 
@@ -144,6 +145,39 @@ async fn what_closes_the_channel_harms_no_neighbour() {
 }
 
 #[tokio::test]
+async fn what_was_confirmed_before_an_outage_is_not_sent_again() {
+    if !is_installed() {
+        return;
+    }
+    let server = RabbitMq::shared();
+    let vhost = server.vhost();
+    shop(&vhost);
+    let proxy = Proxy::start(server.port());
+    let url = vhost.url_through(proxy.port());
+    let mut sink = open(json!({"url": url, "exchange": "shop", "timeout": "5s"}));
+    let names: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    // Of one key: one at a time is under way.
+    let tasks: Vec<Task> = names
+        .iter()
+        .map(|id| task(id, &[(Field::Key, "k")]))
+        .collect();
+    // Some hundreds of confirms, of 21 bytes each.
+    proxy.set(Way::Down, Fault::CutAfter(10_000));
+    let outage = sink.deliver(&tasks).await;
+    assert!(outage.is_err(), "{outage:?}");
+    proxy.pass();
+    assert_eq!(
+        deliver(&mut sink, &tasks).await,
+        vec![Outcome::Delivered; 1000]
+    );
+    let arrived: Vec<String> = vhost.take("orders").iter().map(id).collect();
+    assert!(arrived.len() <= names.len() + 1, "{}", arrived.len());
+    let mut once = arrived;
+    once.dedup();
+    assert_eq!(once, names);
+}
+
+#[tokio::test]
 async fn a_broker_without_memory_is_an_outage_and_nothing_is_sent_in_vain() {
     if !is_installed() {
         return;
@@ -230,4 +264,18 @@ async fn a_look_tells_of_queues_and_exchanges() {
             }
         }
     }
+    // Who may not configure a queue is not told whether it is durable; nothing is claimed then, and nothing is made.
+    let server = RabbitMq::shared();
+    server.user("looker", "looks", &vhost);
+    let rights = json!({"configure": "^$", "write": ".*", "read": ".*"});
+    let path = format!("permissions/{}/looker", vhost.name);
+    server.ask("PUT", &path, Some(&rights));
+    let url = vhost.url().replace("guest:guest", "looker:looks");
+    for (queue, count) in [("durable", 1), ("fleeting", 1), ("nobody", 2)] {
+        let settings = json!({"url": url, "exchange": "", "routing_key": queue});
+        let seen = open(settings).probe().await;
+        assert_eq!(seen.len(), count, "{seen:?}");
+    }
+    let queues = server.ask("GET", &format!("queues/{}", vhost.name), None);
+    assert_eq!(queues.as_array().map(Vec::len), Some(3), "{queues}");
 }

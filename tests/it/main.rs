@@ -1,7 +1,11 @@
 //! Integration tests: real servers, started by `support`.
 
 mod amqp;
+mod amqp_daemon;
+mod amqp_faults;
 mod celery_messages;
+mod celery_messages_amqp;
+mod celery_on_rabbitmq;
 mod celery_rabbitmq;
 mod celery_redis;
 mod checkpoint;

@@ -210,6 +210,26 @@ error: `sink.celery.more.priority_steps` must ascend from 0, up to 9 at most
   = help: [0, 3, 6, 9]"#,
         ),
         (
+            "[sink.celery.more]\nbroker_url = \"redis://h\"\nnative_delay = \"1h\"",
+            r#"
+error: `sink.celery.more.native_delay` is for RabbitMQ
+ --> app.toml:3:16
+  |
+3 | native_delay = "1h"
+  |                ^^^^
+  = help: with Redis, tasks wait in the hold table until their time has come"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"amqp://h\"\nnative_delay = \"3107d\"",
+            r#"
+error: `sink.celery.more.native_delay` must not be longer than 3106d
+ --> app.toml:3:16
+  |
+3 | native_delay = "3107d"
+  |                ^^^^^^^
+  = help: that is all that Celery's delay queues have room for"#,
+        ),
+        (
             "[sink.celery.more]\nbroker_url = \"redis://h\"\ntimeout = \"0s\"",
             r#"
 error: `sink.celery.more.timeout` must be longer than nothing

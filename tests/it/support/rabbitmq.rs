@@ -28,6 +28,8 @@ const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 pub(crate) struct Options<'a> {
     /// Serve TLS, on a second port, with this certificate.
     pub(crate) tls: Option<&'a Certificates>,
+    /// Ask clients for a certificate: with one, its common name may log in; without, they are sent away.
+    pub(crate) client_certificates: bool,
     /// Lines of `rabbitmq.conf` beside those of the harness.
     pub(crate) settings: &'a str,
 }
@@ -118,6 +120,20 @@ impl RabbitMq {
         format!("amqps://guest:guest@localhost:{port}/{}", encoded(vhost))
     }
 
+    /// The port for TLS on 127.0.0.1.
+    pub(crate) fn tls_port(&self) -> u16 {
+        self.ports.tls
+    }
+
+    /// Makes a user who may do everything in a virtual host.
+    pub(crate) fn user(&self, name: &str, password: &str, vhost: &Vhost<'_>) {
+        let user = json!({"password": password, "tags": ""});
+        self.ask("PUT", &format!("users/{name}"), Some(&user));
+        let rights = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        let path = format!("permissions/{}/{name}", encoded(&vhost.name));
+        self.ask("PUT", &path, Some(&rights));
+    }
+
     /// A new virtual host.
     pub(crate) fn vhost(&self) -> Vhost<'_> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -130,10 +146,21 @@ impl RabbitMq {
 
     /// The virtual host that is always there.
     pub(crate) fn default_vhost(&self) -> Vhost<'_> {
+        self.vhost_of("/")
+    }
+
+    /// A virtual host that is there.
+    pub(crate) fn vhost_of(&self, name: &str) -> Vhost<'_> {
         Vhost {
             server: self,
-            name: "/".to_owned(),
+            name: name.to_owned(),
         }
+    }
+
+    /// Makes a user, or gives it another password.
+    pub(crate) fn set_user(&self, name: &str, password: &str) {
+        let user = json!({"password": password, "tags": ""});
+        self.ask("PUT", &format!("users/{name}"), Some(&user));
     }
 
     /// Runs `rabbitmqctl`.
@@ -174,6 +201,13 @@ impl RabbitMq {
             "{method} {path}: {status} {text}"
         );
         serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// Removes a user, with its connections; it may be gone already.
+    pub(crate) fn remove_user(&self, name: &str) {
+        let answer = self.try_to_ask("DELETE", &format!("users/{name}"), None);
+        let (status, text) = answer.expect("an answer");
+        assert!(matches!(status, 204 | 404), "{status} {text}");
     }
 
     fn try_to_ask(
@@ -217,6 +251,14 @@ impl Vhost<'_> {
     /// As [`url`](Vhost::url), by way of another port.
     pub(crate) fn url_through(&self, port: u16) -> String {
         self.server.url_through(port, &self.name)
+    }
+
+    /// A user may do everything in it from now on, or nothing.
+    pub(crate) fn permit(&self, user: &str, everything: bool) {
+        let right = if everything { ".*" } else { "^$" };
+        let rights = json!({"configure": right, "write": right, "read": right});
+        self.server
+            .ask("PUT", &self.path("permissions", user), Some(&rights));
     }
 
     fn path(&self, kind: &str, name: &str) -> String {
@@ -291,24 +333,35 @@ fn encoded(name: &str) -> String {
 fn configure(directory: &Path, ports: &Ports, options: &Options) {
     let mut settings = format!(
         "listeners.tcp.1 = 127.0.0.1:{}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
-         log.console = true\nlog.file = false\ndisk_free_limit.absolute = 1MB\n{}\n",
+         log.console = true\nlog.file = false\ndisk_free_limit.absolute = 1MB\n\
+         consumer_timeout = 36000000\n{}\n",
         ports.amqp, ports.management, options.settings
     );
     if let Some(certificates) = options.tls {
         let file = |path: PathBuf| path.display().to_string();
         settings.push_str(&format!(
             "listeners.ssl.1 = 127.0.0.1:{}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
-             ssl_options.keyfile = {}\nssl_options.verify = verify_none\n",
+             ssl_options.keyfile = {}\n",
             ports.tls,
             file(certificates.authority()),
             file(certificates.certificate()),
             file(certificates.key()),
         ));
+        settings.push_str(match options.client_certificates {
+            true => {
+                "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n\
+                 ssl_cert_login_from = common_name\nauth_mechanisms.1 = EXTERNAL\nauth_mechanisms.2 = PLAIN\n"
+            }
+            false => "ssl_options.verify = verify_none\n",
+        });
     }
     for (name, content) in [
         ("rabbitmq.conf", settings.as_str()),
         ("advanced.config", "[]."),
-        ("plugins", "[rabbitmq_management]."),
+        (
+            "plugins",
+            "[rabbitmq_management,rabbitmq_auth_mechanism_ssl].",
+        ),
         // What the machine has in /etc/rabbitmq is not ours.
         ("env.conf", ""),
     ] {
