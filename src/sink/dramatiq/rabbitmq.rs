@@ -100,7 +100,7 @@ impl Sink for RabbitMq {
     fn probe(&mut self) -> Probe<'_> {
         Box::pin(
             self.publisher
-                .look(Place::Queue(&self.letters.defaults.queue)),
+                .look([Place::Queue(&self.letters.defaults.queue)]),
         )
     }
 
