@@ -4,13 +4,14 @@
 //! - `options` is Dramatiq's: what retries, time limits, results and callbacks read is checked, since a worker whose middleware
 //!   stumbles acknowledges the message without a retry. Other names go through, for middleware of one's own.
 //! - Dramatiq has no headers: those of the row are options, too. Names of options are not for headers.
-//! - `expires_at` is `max_age`, from the commit on. `run_at` ahead is `eta`, in the delay queue (`<queue>.DQ`).
+//! - `expires_at` is `max_age`, from the commit on. `run_at` a little ahead is `eta`, in the delay queue (`<queue>.DQ`).
 //! - `priority` is `broker_priority`: RabbitMQ's, in queues with `x-max-priority`. Redis has none.
 //! - The id of the message within Redis (`redis_message_id`) is the task's id, too: what is sent again while it is still there is
 //!   the same entry.
 
 use std::borrow::Cow;
 use std::io::Write as _;
+use std::time::Duration;
 
 use super::job::{self, Members, Rule};
 use super::json::{self, Dialect, Kind};
@@ -20,6 +21,15 @@ use crate::pg::Timestamp;
 
 /// What Dramatiq appends to the name of a queue for messages that wait for their time.
 const DELAYED: &str = ".DQ";
+
+/// What a row without a queue of its own gets, and what is for the delay queue.
+#[derive(Clone, Debug)]
+pub struct Defaults {
+    /// The queue.
+    pub queue: String,
+    /// What is no further ahead than this waits in the delay queue.
+    pub ahead: Duration,
+}
 
 /// A task that has been found fit, and can be written as a Dramatiq message.
 pub struct Message<'t> {
@@ -53,13 +63,17 @@ fn rule(name: &[u8]) -> Rule {
 }
 
 impl<'t> Message<'t> {
-    /// Checks `task`, and says where it goes: to `queue`, if it names none. What is ahead of `now` waits in the delay queue.
+    /// Checks `task`, and says where it goes.
     ///
     /// # Errors
     /// Says which column is unfit, and what to write instead.
-    pub fn new(task: &'t Task, queue: &'t str, now: Timestamp) -> Result<Message<'t>, Unfit> {
+    pub fn new(
+        task: &'t Task,
+        defaults: &'t Defaults,
+        now: Timestamp,
+    ) -> Result<Message<'t>, Unfit> {
         job::check_call(task, "Dramatiq")?;
-        let queue = task.text(Field::Queue).unwrap_or(queue);
+        let queue = task.text(Field::Queue).unwrap_or(&defaults.queue);
         if !is_queue(queue) {
             return Err(Unfit::new(
                 "queue is no name of a Dramatiq queue: a letter or _, then letters, digits, dots, _ and -; not ending in .DQ or .XQ",
@@ -91,7 +105,7 @@ impl<'t> Message<'t> {
             ),
             None => None,
         };
-        let eta = job::run_at(task, now)?;
+        let eta = job::run_at(task, now, defaults.ahead)?;
         Ok(Message {
             task,
             queue: match eta {

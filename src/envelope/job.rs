@@ -1,6 +1,8 @@
 //! What the messages of job queues have in common: args and kwargs, and `options` and `headers` that become members of one
 //! object, each checked by its name. A member of the wrong form makes a worker fail where it cannot retry.
 
+use std::time::Duration;
+
 use super::celery::{COMMITTED_AT_HEADER, LSN_HEADER, json_column, write_name, write_time};
 use super::json::{self, Dialect, Kind};
 use super::{Unfit, celery};
@@ -67,10 +69,17 @@ pub(super) fn kwargs(task: &Task) -> Result<&[u8], Unfit> {
     Ok(json_column(task, Field::Kwargs, Kind::Object)?.unwrap_or(b"{}"))
 }
 
-/// When it is to run, if that is not now.
-pub(super) fn run_at(task: &Task, now: Timestamp) -> Result<Option<Timestamp>, Unfit> {
+/// When it is to run, if the queue is to see to that: it is handed over up to so long `ahead`. What was further ahead at its commit
+/// comes from the hold table, when it is due there: by the server's clock, of which `now` is a late report.
+pub(super) fn run_at(
+    task: &Task,
+    now: Timestamp,
+    ahead: Duration,
+) -> Result<Option<Timestamp>, Unfit> {
+    let ahead = i64::try_from(ahead.as_micros()).unwrap_or(i64::MAX);
+    let last = task.committed_at.0.saturating_add(ahead);
     let at = celery::moment(task, Field::RunAt)?;
-    Ok(at.filter(|at| *at > now))
+    Ok(at.filter(|at| *at > now && at.0 <= last))
 }
 
 /// Options and headers of a row, checked.

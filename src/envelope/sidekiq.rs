@@ -7,10 +7,11 @@
 //!   sink's (as for Ruby's `Sidekiq::Client.push` with the name of a class), and `options` override it and say the rest. What
 //!   Sidekiq itself reads is checked. Other names go through, for middleware of one's own.
 //! - Headers are members of the job, as middleware for tracing expects them. Names of options are not for headers.
-//! - `run_at` ahead is a place in the set `schedule`. Sidekiq has no expiry of its own and no priorities within a queue:
+//! - `run_at` a little ahead is a place in the set `schedule`. Sidekiq has no expiry of its own and no priorities within a queue:
 //!   `expires_at` is refused, `priority` is left aside.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use super::job::{self, Members, Rule};
 use super::{Unfit, json};
@@ -27,6 +28,8 @@ pub struct Defaults {
     pub queue: String,
     /// `retry`, as JSON.
     pub retry: String,
+    /// What is no further ahead than this is scheduled.
+    pub ahead: Duration,
 }
 
 /// A task that has been found fit, and can be written as a Sidekiq job.
@@ -100,7 +103,7 @@ impl<'t> Job<'t> {
             args,
             kwargs,
             members,
-            at: job::run_at(task, now)?,
+            at: job::run_at(task, now, defaults.ahead)?,
         })
     }
 

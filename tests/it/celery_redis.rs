@@ -471,7 +471,11 @@ fn settings_that_do_not_do_are_named() {
         ),
         (
             json!({"broker_url": "sentinel://guest@localhost"}),
-            "broker_url begins with sentinel://",
+            "master_name is missing",
+        ),
+        (
+            json!({"broker_url": good, "master_name": "m"}),
+            "master_name is for a broker_url of sentinel://",
         ),
         (
             json!({"broker_url": good, "queue": ""}),

@@ -6,13 +6,17 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 56] = [
+const NO_DEFAULT: [&str; 60] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
     "outbox.preset",
     "sink.celery.NAME.broker_url",
     "sink.celery.NAME.broker_url_file",
+    "sink.celery.NAME.master_name",
+    "sink.celery.NAME.sentinel_username",
+    "sink.celery.NAME.sentinel_password",
+    "sink.celery.NAME.sentinel_password_file",
     "sink.amqp.NAME.url",
     "sink.amqp.NAME.url_file",
     "sink.amqp.NAME.exchange",

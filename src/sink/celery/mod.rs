@@ -25,6 +25,7 @@ mod probe;
 mod rabbitmq;
 mod redis;
 mod refusals;
+mod sentinels;
 mod transaction;
 
 use std::path::PathBuf;
@@ -37,6 +38,7 @@ pub use self::backlog::Backlog;
 pub use self::rabbitmq::RabbitMq;
 pub use self::redis::Redis;
 use super::broker_url::client_config;
+use super::redis_client::servers::Servers;
 use super::redis_client::url;
 use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::celery::MAX_PRIORITY;
@@ -50,6 +52,14 @@ pub struct Config {
     pub broker_url: Option<SecretString>,
     /// A file that holds the URL; instead of `broker_url`, which it becomes when the configuration is loaded.
     pub broker_url_file: Option<PathBuf>,
+    /// Celery's `broker_transport_options["master_name"]`: what sentinels call the primary.
+    pub master_name: Option<String>,
+    /// The user that sentinels ask for (Celery: `sentinel_kwargs`).
+    pub sentinel_username: Option<String>,
+    /// The password that sentinels ask for.
+    pub sentinel_password: Option<SecretString>,
+    /// A file that holds it; instead of `sentinel_password`.
+    pub sentinel_password_file: Option<PathBuf>,
     /// The queue of tasks that name none (Celery: `task_default_queue`).
     #[serde(default = "default_queue")]
     pub queue: String,
@@ -92,7 +102,7 @@ fn default_timeout() -> Duration {
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
         match (&self.broker_url, &self.broker_url_file) {
-            (Some(url), None) => self.check_delay(&parse(url)?)?,
+            (Some(url), None) => self.check_delay(&self.parse(url)?)?,
             (None, Some(_)) => {}
             (None, None) => {
                 return Err(Invalid::new(
@@ -106,6 +116,12 @@ impl Settings for Config {
                     "and broker_url exclude each other",
                 ));
             }
+        }
+        if self.sentinel_password.is_some() && self.sentinel_password_file.is_some() {
+            return Err(Invalid::new(
+                "sentinel_password_file",
+                "and sentinel_password exclude each other",
+            ));
         }
         if self.queue.is_empty() {
             return Err(Invalid::new("queue", "must not be empty"));
@@ -133,11 +149,18 @@ impl Settings for Config {
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
-        vec![SecretFile {
-            key: "broker_url_file",
-            file: &mut self.broker_url_file,
-            secret: &mut self.broker_url,
-        }]
+        vec![
+            SecretFile {
+                key: "broker_url_file",
+                file: &mut self.broker_url_file,
+                secret: &mut self.broker_url,
+            },
+            SecretFile {
+                key: "sentinel_password_file",
+                file: &mut self.sentinel_password_file,
+                secret: &mut self.sentinel_password,
+            },
+        ]
     }
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
@@ -145,10 +168,10 @@ impl Settings for Config {
         let Some(url) = &self.broker_url else {
             return Err(Invalid::new("broker_url_file", "has not been read"));
         };
-        Ok(match parse(url)? {
-            Address::Redis(address) => {
-                let tls = client_config("broker_url", address.tls.as_ref())?;
-                Box::new(Redis::new(address, tls, self))
+        Ok(match self.parse(url)? {
+            Address::Redis(servers) => {
+                let tls = client_config("broker_url", servers.login().tls.as_ref())?;
+                Box::new(Redis::new(servers, tls, self))
             }
             Address::RabbitMq(address) => {
                 let tls = client_config("broker_url", address.tls.as_ref())?;
@@ -159,6 +182,38 @@ impl Settings for Config {
 }
 
 impl Config {
+    fn parse(&self, url: &SecretString) -> Result<Address, Invalid> {
+        let url = url.expose_secret();
+        let is_sentinel = sentinels::is_sentinel(url);
+        let for_sentinels = [
+            ("master_name", self.master_name.is_some()),
+            ("sentinel_username", self.sentinel_username.is_some()),
+            ("sentinel_password", self.sentinel_password.is_some()),
+        ];
+        if let Some((key, _)) = for_sentinels
+            .iter()
+            .find(|(_, given)| *given && !is_sentinel)
+        {
+            return Err(Invalid::new(key, "is for a broker_url of sentinel://"));
+        }
+        let address = match (is_sentinel, &self.master_name) {
+            (true, Some(name)) if !name.is_empty() => {
+                let user = self.sentinel_username.as_deref();
+                let password = self.sentinel_password.as_ref();
+                sentinels::parse(url, name, user, password).map(Address::Redis)
+            }
+            (true, _) => {
+                return Err(Invalid::new(
+                    "master_name",
+                    "is missing: give Celery's broker_transport_options[\"master_name\"], what the sentinels call the primary",
+                ));
+            }
+            _ if amqp::url::is_amqp(url) => amqp::url::parse(url).map(Address::RabbitMq),
+            _ => url::parse(url).map(Servers::One).map(Address::Redis),
+        };
+        address.map_err(|words| Invalid::new("broker_url", words))
+    }
+
     fn check_delay(&self, address: &Address) -> Result<(), Invalid> {
         let longest = Duration::from_secs(native_delay::LONGEST.into());
         match address {
@@ -178,15 +233,6 @@ impl Config {
 
 /// Where the broker is, by the URL's scheme.
 enum Address {
-    Redis(url::Address),
+    Redis(Servers),
     RabbitMq(amqp::url::Address),
-}
-
-fn parse(url: &SecretString) -> Result<Address, Invalid> {
-    let url = url.expose_secret();
-    let address = match amqp::url::is_amqp(url) {
-        true => amqp::url::parse(url).map(Address::RabbitMq),
-        false => url::parse(url).map(Address::Redis),
-    };
-    address.map_err(|words| Invalid::new("broker_url", words))
 }

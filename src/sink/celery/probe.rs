@@ -15,6 +15,13 @@ impl Redis {
             Ok((info, kind)) => {
                 let mut sights = describe::settings(&info);
                 sights.extend(list(self.queue(), &kind));
+                sights.extend(self.fails_over().then(|| {
+                    Sight::Risk(
+                        "a failover loses what the replica has not got yet".to_owned(),
+                        "set min-replicas-to-write 1 at the servers, which makes that little"
+                            .to_owned(),
+                    )
+                }));
                 sights
             }
             Err(Outage(cause)) => vec![Sight::Fault(

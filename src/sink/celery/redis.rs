@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::Config;
 use super::batch::Batch;
 use super::ledger::{self, Claim, Entry};
-use super::refusals::{judge, outage, refused};
+use super::refusals::{WORDING, judge, outage, refused};
 use super::transaction::{Sent, send};
 use crate::clock;
 use crate::envelope::celery::{Defaults, Message};
@@ -22,6 +22,8 @@ use crate::sink::marks::{Mark, Memory, Terms};
 use crate::sink::redis_client::connection::{Connection, Trouble};
 use crate::sink::redis_client::outcome::Verdict;
 use crate::sink::redis_client::resp::{self, Refusal, Reply};
+use crate::sink::redis_client::sentinel;
+use crate::sink::redis_client::servers::Servers;
 use crate::sink::redis_client::url::Address;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sink};
 
@@ -36,6 +38,8 @@ const BINDINGS_FRESH: Duration = Duration::from_secs(1);
 
 /// Pushes tasks to the lists that kombu's Redis transport reads.
 pub struct Redis {
+    servers: Servers,
+    /// Where the primary is, or was.
     address: Address,
     tls: Option<Arc<ClientConfig>>,
     timeout: Duration,
@@ -67,9 +71,10 @@ enum Ledger {
 }
 
 impl Redis {
-    pub(super) fn new(address: Address, tls: Option<Arc<ClientConfig>>, config: &Config) -> Redis {
+    pub(super) fn new(servers: Servers, tls: Option<Arc<ClientConfig>>, config: &Config) -> Redis {
         Redis {
-            address,
+            address: servers.login().clone(),
+            servers,
             tls,
             timeout: config.timeout,
             defaults: Defaults {
@@ -179,6 +184,11 @@ impl Redis {
         &self.address
     }
 
+    /// Whether another server may take its place.
+    pub(super) fn fails_over(&self) -> bool {
+        matches!(self.servers, Servers::Sentinel { .. })
+    }
+
     /// The queue of tasks that name none.
     pub(super) fn queue(&self) -> &str {
         &self.defaults.queue
@@ -196,6 +206,14 @@ impl Redis {
             && !link.connection.is_stale().await
         {
             return Ok(link);
+        }
+        if let Servers::Sentinel {
+            sentinels, service, ..
+        } = &mut self.servers
+        {
+            let found = sentinel::primary(sentinels, service, self.tls.as_ref()).await;
+            let place = found.place(&self.servers, &WORDING)?;
+            self.address = self.servers.login_at(&place);
         }
         let connection = Connection::open(&self.address, self.tls.as_ref(), TRIAL)
             .await

@@ -6,7 +6,7 @@ use crate::sink::redis_client::outcome::{self, Verdict, Wording, worded};
 use crate::sink::redis_client::resp::Refusal;
 use crate::sink::redis_client::url::Address;
 
-const WORDING: Wording = Wording {
+pub(super) const WORDING: Wording = Wording {
     url: "broker_url",
     kind: "list",
     rights: "+multi +exec +lpush +smembers +select",

@@ -30,7 +30,7 @@ use super::broker_url::client_config;
 use super::redis::push::Pusher;
 use super::redis_client::servers::{self, Servers};
 use super::{Invalid, SecretFile, Settings, Sink, amqp};
-use crate::envelope::dramatiq::is_queue;
+use crate::envelope::dramatiq::{Defaults, is_queue};
 
 /// Dramatiq refuses longer delays.
 const LONGEST_DELAY: Duration = Duration::from_secs(7 * 24 * 60 * 60);
@@ -101,6 +101,15 @@ fn parse(url: &SecretString) -> Result<Broker, Invalid> {
     }
 }
 
+impl Config {
+    fn defaults(&self) -> Defaults {
+        Defaults {
+            queue: self.queue.clone(),
+            ahead: self.ahead,
+        }
+    }
+}
+
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
         match (&self.url, &self.url_file) {
@@ -156,7 +165,7 @@ impl Settings for Config {
         Ok(match parse(url)? {
             Broker::Redis(servers) => {
                 let tls = client_config("url", servers.login().tls.as_ref())?;
-                let form = Messages::new(&self.namespace, &self.queue, self.ahead);
+                let form = Messages::new(&self.namespace, self.defaults());
                 let (replicas, timeout) = (self.replicas, self.timeout);
                 Box::new(Pusher::new(servers, tls, Box::new(form), replicas, timeout))
             }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustls::ClientConfig;
 
 use super::Config;
-use crate::envelope::dramatiq::Message;
+use crate::envelope::dramatiq::{Defaults, Message};
 use crate::envelope::{Unfit, amqp};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
@@ -29,11 +29,10 @@ use crate::sink::{Cause, Delivery, Outcome, Probe, Sink};
 pub(super) struct RabbitMq {
     publisher: Publisher,
     letters: DramatiqLetters,
-    ahead: Duration,
 }
 
 struct DramatiqLetters {
-    queue: String,
+    defaults: Defaults,
 }
 
 struct DramatiqLetter<'t> {
@@ -50,9 +49,8 @@ impl RabbitMq {
         RabbitMq {
             publisher: Publisher::new(address, tls, config.timeout),
             letters: DramatiqLetters {
-                queue: config.queue.clone(),
+                defaults: config.defaults(),
             },
-            ahead: config.ahead,
         }
     }
 }
@@ -63,7 +61,7 @@ impl Letters for DramatiqLetters {
     fn letter<'t>(&'t self, task: &'t Task, now: Timestamp) -> Result<DramatiqLetter<'t>, Unfit> {
         Ok(DramatiqLetter {
             id: task.id(),
-            message: Message::new(task, &self.queue, now)?,
+            message: Message::new(task, &self.defaults, now)?,
         })
     }
 
@@ -100,10 +98,13 @@ impl Sink for RabbitMq {
     }
 
     fn probe(&mut self) -> Probe<'_> {
-        Box::pin(self.publisher.look([Place::Queue(&self.letters.queue)]))
+        Box::pin(
+            self.publisher
+                .look([Place::Queue(&self.letters.defaults.queue)]),
+        )
     }
 
     fn keeps(&self) -> Duration {
-        self.ahead
+        self.letters.defaults.ahead
     }
 }

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use crate::envelope::Unfit;
-use crate::envelope::dramatiq::Message;
+use crate::envelope::dramatiq::{Defaults, Message};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
 use crate::sink::redis::batch::{Group, Kind};
@@ -24,16 +24,14 @@ const WORDING: Wording = Wording {
 pub(super) struct Messages {
     /// With its colon.
     prefix: String,
-    queue: String,
-    ahead: Duration,
+    defaults: Defaults,
 }
 
 impl Messages {
-    pub(super) fn new(namespace: &str, queue: &str, ahead: Duration) -> Messages {
+    pub(super) fn new(namespace: &str, defaults: Defaults) -> Messages {
         Messages {
             prefix: format!("{namespace}:"),
-            queue: queue.to_owned(),
-            ahead,
+            defaults,
         }
     }
 }
@@ -52,7 +50,7 @@ impl Form for Messages {
     }
 
     fn place(&self, task: &Task, now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        let message = Message::new(task, &self.queue, now)?;
+        let message = Message::new(task, &self.defaults, now)?;
         out.extend_from_slice(self.prefix.as_bytes());
         out.extend_from_slice(message.queue().as_bytes());
         Ok(())
@@ -80,7 +78,7 @@ impl Form for Messages {
             Ok(())
         })?;
         group.argument(|out| {
-            Message::new(task, &self.queue, now)?.write(out, Some(id));
+            Message::new(task, &self.defaults, now)?.write(out, Some(id));
             Ok(())
         })?;
         group.then_argument(id.as_bytes());
@@ -88,7 +86,7 @@ impl Form for Messages {
     }
 
     fn look(&self) -> Look {
-        let ids = format!("{}{}", self.prefix, self.queue).into_bytes();
+        let ids = format!("{}{}", self.prefix, self.defaults.queue).into_bytes();
         let messages = [&ids[..], b".msgs"].concat();
         let mut look = Look::default();
         look.command(&[b"HSET", &messages, b"", b""]);
@@ -98,6 +96,6 @@ impl Form for Messages {
     }
 
     fn keeps(&self) -> Duration {
-        self.ahead
+        self.defaults.ahead
     }
 }

@@ -5,7 +5,7 @@ pub(super) mod describe;
 pub(super) mod nodes;
 pub(super) mod outcome;
 pub(super) mod resp;
-mod sentinel;
+pub(super) mod sentinel;
 pub mod servers;
 pub(super) mod slots;
 pub mod url;

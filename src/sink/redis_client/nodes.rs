@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::connection::{Connection, Trouble};
 use super::outcome::{self, Wording};
 use super::resp::{self, Reply};
-use super::sentinel::{self, Found};
+use super::sentinel;
 use super::servers::Servers;
 use super::slots::{Map, Redirect};
 use super::url::{Address, Place};
@@ -199,19 +199,9 @@ impl Nodes {
                 if let Some(primary) = &self.primary {
                     return Ok(primary.clone());
                 }
-                match sentinel::primary(sentinels, service, self.tls.as_ref()).await {
-                    Found::Primary(place) => Ok(self.primary.insert(place).clone()),
-                    Found::NobodyKnows => Err(self.outage(
-                        "its sentinels know no primary of this name: see SENTINEL MASTERS",
-                    )),
-                    Found::NobodyAnswers(place, Some(trouble)) => {
-                        let Outage(cause) = self.trouble(trouble, &place);
-                        Err(self.outage(&format!("no sentinel answers: {cause}")))
-                    }
-                    Found::NobodyAnswers(place, None) => Err(self.outage(&format!(
-                        "no sentinel answers: {place} has not within {PATIENCE:?}"
-                    ))),
-                }
+                let found = sentinel::primary(sentinels, service, self.tls.as_ref()).await;
+                let place = found.place(&self.servers, self.wording)?;
+                Ok(self.primary.insert(place).clone())
             }
             Servers::Cluster { .. } => {
                 if self.map.is_empty() {

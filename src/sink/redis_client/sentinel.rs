@@ -8,15 +8,18 @@ use rustls::ClientConfig;
 use tokio::time::timeout;
 
 use super::connection::{Connection, Trouble};
+use super::outcome::{self, Wording};
 use super::resp::{self, Reply};
+use super::servers::Servers;
 use super::url::{Address, Place};
+use crate::sink::{Cause, Outage};
 
 /// One that does not answer within this is passed over.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What asking has shown.
 #[derive(Debug)]
-pub(super) enum Found {
+pub(in crate::sink) enum Found {
     /// The primary, as a sentinel knows it.
     Primary(Place),
     /// None of them knows that name.
@@ -25,8 +28,32 @@ pub(super) enum Found {
     NobodyAnswers(Place, Option<Trouble>),
 }
 
+impl Found {
+    /// The primary's place, or the outage that there is none.
+    pub(in crate::sink) fn place(
+        self,
+        servers: &Servers,
+        wording: &Wording,
+    ) -> Result<Place, Outage> {
+        let outage = |words: String| Err(Outage(Cause::new(format!("{servers}: {words}"))));
+        match self {
+            Found::Primary(place) => Ok(place),
+            Found::NobodyKnows => outage(
+                "its sentinels know no primary of this name: see SENTINEL MASTERS".to_owned(),
+            ),
+            Found::NobodyAnswers(place, Some(trouble)) => {
+                let Outage(cause) = outcome::outage(trouble, &place, wording);
+                outage(format!("no sentinel answers: {cause}"))
+            }
+            Found::NobodyAnswers(place, None) => outage(format!(
+                "no sentinel answers: {place} has not within {PATIENCE:?}"
+            )),
+        }
+    }
+}
+
 /// Asks one after the other. The one that has answered comes first the next time.
-pub(super) async fn primary(
+pub(in crate::sink) async fn primary(
     sentinels: &mut [Address],
     service: &str,
     tls: Option<&Arc<ClientConfig>>,

@@ -14,7 +14,7 @@ use super::url::{self, Address, Place};
 use crate::sink::broker_url::decode;
 
 /// Where sentinels listen.
-const SENTINEL_PORT: u16 = 26379;
+pub(in crate::sink) const SENTINEL_PORT: u16 = 26379;
 
 /// Where Redis is.
 #[derive(Clone, Debug)]

@@ -75,6 +75,11 @@ impl fmt::Display for Place {
 /// # Errors
 /// Says what is wrong, without showing the URL: it may hold a password.
 pub fn parse(url: &str) -> Result<Address, String> {
+    parse_at(url, PORT)
+}
+
+/// The same, where another port is the usual one.
+pub(in crate::sink) fn parse_at(url: &str, port: u16) -> Result<Address, String> {
     let (scheme, rest) = url.split_once("://").ok_or(
         "is no URL: write it as in the Celery application, redis://host:6379/0 for instance",
     )?;
@@ -85,14 +90,9 @@ pub fn parse(url: &str) -> Result<Address, String> {
     }
     match scheme {
         "redis" | "rediss" | "redis+socket" | "unix" => {}
-        "sentinel" => {
-            return Err(
-                "begins with sentinel://, and Redis Sentinel is not in this build yet".to_owned(),
-            );
-        }
         _ => {
             return Err(
-                "has a scheme that is not known: redis://, rediss://, redis+socket://, amqp:// and amqps:// are"
+                "has a scheme that is not known: redis://, rediss://, redis+socket://, sentinel://, amqp:// and amqps:// are"
                     .to_owned(),
             );
         }
@@ -118,7 +118,7 @@ pub fn parse(url: &str) -> Result<Address, String> {
         }
         address.place = Place::Unix(PathBuf::from(format!("/{}", decode(path)?)));
     } else {
-        address.place = tcp(host, PORT)?;
+        address.place = tcp(host, port)?;
         address.db = database(&decode(path)?)?;
     }
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {

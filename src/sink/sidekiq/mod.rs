@@ -166,7 +166,6 @@ struct Jobs {
     /// With its colon.
     prefix: String,
     defaults: Defaults,
-    ahead: Duration,
 }
 
 impl Jobs {
@@ -182,8 +181,8 @@ impl Jobs {
                     Retry::Flag(flag) => flag.to_string(),
                     Retry::Times(times) => times.to_string(),
                 },
+                ahead: config.ahead,
             },
-            ahead: config.ahead,
         }
     }
 
@@ -262,6 +261,6 @@ impl Form for Jobs {
     }
 
     fn keeps(&self) -> Duration {
-        self.ahead
+        self.defaults.ahead
     }
 }

@@ -317,9 +317,9 @@ error: unknown sink type celrey; this build has: TYPES
   |       ^^^^^^ did you mean `celery`?"#,
         ),
         (
-            "[sink.celery.more]\nbroker_url = \"sentinel://u:hunter2@h//\"",
+            "[sink.celery.more]\nbroker_url = \"sentinel://u:hunter2@h;redis://:hunter2@h\"\nmaster_name = \"m\"",
             r#"
-error: `sink.celery.more.broker_url` begins with sentinel://, and Redis Sentinel is not in this build yet
+error: `sink.celery.more.broker_url` names several brokers, of which not all are sentinel://
  --> app.toml:2:14
   |
 2 | broker_url = "***"

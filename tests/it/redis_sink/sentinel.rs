@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use aftercommit::sink::{Settings as _, Sink, celery};
+
 use super::{Lane, numbers, open, tasks};
-use crate::support::redis_ha::Guarded;
+use crate::support::redis_ha::{Guarded, SERVICE, Secrets};
+use crate::support::wait::{PATIENCE, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failover_under_load_loses_nothing_and_nothing_comes_twice() {
@@ -49,4 +52,62 @@ async fn a_failover_under_load_loses_nothing_and_nothing_comes_twice() {
     assert_eq!(arrived, (0..next).collect::<Vec<_>>());
     let seen = format!("{:?}", lane.sink.probe().await);
     assert!(!seen.contains("Fault"), "{seen}");
+}
+
+const SECRETS: Secrets = Secrets {
+    server: "server-pw",
+    sentinel: "sentinel-pw",
+};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_and_servers_may_ask_for_passwords() {
+    let guarded = Guarded::start_with(Some(SECRETS));
+    let mut lane = Lane::new(open(json!({"url": guarded.url(), "list": "jobs"})));
+    lane.delivers(&tasks(0..10)).await;
+    assert_eq!(guarded.servers[0].messages(0, "jobs").len(), 10);
+    // One that is wrong is told of, and not shown.
+    let wrong = guarded.url().replace(SECRETS.sentinel, "wrong-pw");
+    let mut lane = Lane::new(open(json!({"url": wrong, "list": "jobs"})));
+    let cause = lane.hand(&tasks(10..11)).await.expect_err("no way in");
+    assert!(cause.contains("no sentinel answers"), "{cause}");
+    assert!(!cause.contains("-pw"), "{cause}");
+}
+
+fn celery_at(guarded: &Guarded) -> Box<dyn Sink> {
+    let settings = json!({
+        "broker_url": guarded.celery_url(), "master_name": SERVICE, "sentinel_password": SECRETS.sentinel, "timeout": "2s",
+    });
+    let config: celery::Config = serde_json::from_value(settings).expect("settings");
+    config.open().expect("a sink")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn celery_follows_its_sentinels_and_nothing_comes_twice() {
+    let mut guarded = Guarded::start_with(Some(SECRETS));
+    let mut lane = Lane::new(celery_at(&guarded));
+    lane.delivers(&tasks(0..50)).await;
+    let seen = format!("{:?}", lane.sink.probe().await);
+    assert!(
+        seen.contains("a failover loses") && !seen.contains("Fault"),
+        "{seen}"
+    );
+    // The replica has it all: what it has not got is lost at a failover.
+    until(PATIENCE, "the replica", || {
+        (guarded.servers[1].ids(2, "celery").len() == 50).then_some(())
+    });
+    let port = guarded.servers[0].port();
+    guarded.servers[0].kill9();
+    assert!(lane.hand(&tasks(50..60)).await.is_err());
+    assert_eq!(guarded.wait_for_failover(port), 1);
+    let mut outages = 0;
+    while let Err(cause) = lane.hand(&tasks(50..60)).await {
+        outages += 1;
+        assert!(outages < 600 && !cause.contains("-pw"), "{cause}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // A successor, to which all of it comes again.
+    let mut lane = Lane::new(celery_at(&guarded));
+    lane.delivers(&tasks(0..70)).await;
+    let arrived = numbers(guarded.servers[1].ids(2, "celery"));
+    assert_eq!(arrived, (0..70).collect::<Vec<_>>());
 }

@@ -93,39 +93,59 @@ impl Cluster {
 pub(crate) struct Guarded {
     pub(crate) servers: Vec<Redis>,
     sentinels: Vec<Sentinel>,
+    secrets: Option<Secrets>,
+}
+
+/// What servers and sentinels ask for.
+#[derive(Clone, Copy)]
+pub(crate) struct Secrets {
+    pub(crate) server: &'static str,
+    pub(crate) sentinel: &'static str,
 }
 
 struct Sentinel {
     port: u16,
+    password: Option<&'static str>,
     _process: Process,
     _directory: TempDir,
 }
 
 /// What the sentinels call the primary.
-const SERVICE: &str = "main";
+pub(crate) const SERVICE: &str = "main";
 
 impl Guarded {
     /// Starts all of them. The first server is the primary.
     pub(crate) fn start() -> Guarded {
+        Guarded::start_with(None)
+    }
+
+    /// As [`start`](Guarded::start), where they ask for passwords.
+    pub(crate) fn start_with(secrets: Option<Secrets>) -> Guarded {
+        let password = secrets.map(|secrets| secrets.server);
+        let auth = ("masterauth", password.unwrap_or_default());
         let primary = Redis::start_with(Options {
             durable: true,
+            password,
+            settings: &[auth],
             ..Options::default()
         });
         let port = primary.port().to_string();
         let settings = format!("127.0.0.1 {port}");
         let replica = Redis::start_with(Options {
             durable: true,
-            settings: &[("replicaof", &settings)],
+            password,
+            settings: &[auth, ("replicaof", &settings)],
             ..Options::default()
         });
         until(PATIENCE, "a replica that is connected", || {
             let info: String = replica.ask(&["INFO", "replication"]);
             info.contains("master_link_status:up").then_some(())
         });
-        let sentinels: Vec<Sentinel> = (0..2).map(|_| Sentinel::start(&port)).collect();
+        let sentinels: Vec<Sentinel> = (0..2).map(|_| Sentinel::start(&port, secrets)).collect();
         let guarded = Guarded {
             servers: vec![primary, replica],
             sentinels,
+            secrets,
         };
         until(
             PATIENCE,
@@ -143,12 +163,30 @@ impl Guarded {
 
     /// The URL: one sentinel that is not there, and those that are.
     pub(crate) fn url(&self) -> String {
-        let ports: Vec<String> = self
-            .sentinels
-            .iter()
-            .map(|sentinel| format!("127.0.0.1:{}", sentinel.port))
-            .collect();
-        format!("redis+sentinel://127.0.0.1:1,{}/{SERVICE}", ports.join(","))
+        let login = self.secrets.map(|secrets| format!(":{}@", secrets.server));
+        let query = self
+            .secrets
+            .map(|secrets| format!("?sentinel_password={}", secrets.sentinel));
+        format!(
+            "redis+sentinel://{}{}/{SERVICE}{}",
+            login.unwrap_or_default(),
+            self.places().join(","),
+            query.unwrap_or_default()
+        )
+    }
+
+    /// The URL as Celery writes it, for the database 2.
+    pub(crate) fn celery_url(&self) -> String {
+        let login = self.secrets.map(|secrets| format!(":{}@", secrets.server));
+        let login = login.unwrap_or_default();
+        let one = |place: &String| format!("sentinel://{login}{place}/2");
+        self.places().iter().map(one).collect::<Vec<_>>().join(";")
+    }
+
+    fn places(&self) -> Vec<String> {
+        let ports = self.sentinels.iter().map(|sentinel| sentinel.port);
+        let ports = std::iter::once(1).chain(ports);
+        ports.map(|port| format!("127.0.0.1:{port}")).collect()
     }
 
     /// Waits until the sentinels name another primary than this port's; its index.
@@ -167,16 +205,21 @@ impl Guarded {
 }
 
 impl Sentinel {
-    fn start(primary: &str) -> Sentinel {
+    fn start(primary: &str, secrets: Option<Secrets>) -> Sentinel {
         for _ in 0..5 {
             let directory = scratch("sentinel");
             let port = free_port();
             let file = directory.path().join("sentinel.conf");
-            let text = format!(
+            let mut text = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n\
                  sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 4000\n",
                 directory.path().display()
             );
+            if let Some(Secrets { server, sentinel }) = secrets {
+                text.push_str(&format!(
+                    "sentinel auth-pass {SERVICE} {server}\nrequirepass {sentinel}\nsentinel sentinel-pass {sentinel}\n"
+                ));
+            }
             std::fs::write(&file, text).expect("a file");
             let log = directory.path().join("log");
             let output = std::fs::File::create(&log).expect("a log file");
@@ -190,6 +233,7 @@ impl Sentinel {
             if ready == Some(true) {
                 return Sentinel {
                     port,
+                    password: secrets.map(|secrets| secrets.sentinel),
                     _process: process,
                     _directory: directory,
                 };
@@ -199,8 +243,13 @@ impl Sentinel {
     }
 
     fn ask<T: FromRedisValue>(&self, command: &[&str]) -> Option<T> {
-        let client =
-            redis::Client::open(format!("redis://127.0.0.1:{}", self.port)).expect("a URL");
+        let login = self.password.map(|password| format!(":{password}@"));
+        let url = format!(
+            "redis://{}127.0.0.1:{}",
+            login.unwrap_or_default(),
+            self.port
+        );
+        let client = redis::Client::open(url).expect("a URL");
         let mut connection = client.get_connection().ok()?;
         let (name, arguments) = command.split_first().expect("a command");
         redis::cmd(name).arg(arguments).query(&mut connection).ok()

@@ -56,6 +56,15 @@ async fn killed(exam: &Exam, kind: &str, taken: &str, read: fn(&Exam, &str) -> V
     assert_discreet(&daemon);
     let (direct, held) = (read(exam, "default"), read(exam, "taken"));
     eprintln!("{} direct, {} by the hold", direct.len(), held.len());
+    let there: HashSet<u64> = direct
+        .iter()
+        .chain(&held)
+        .filter_map(|job| job["n"].as_u64())
+        .collect();
+    let missing: Vec<usize> = (1..=ROUNDS * ROWS)
+        .filter(|n| !there.contains(&(*n as u64)))
+        .collect();
+    assert!(missing.is_empty(), "{missing:?} are missing");
     assert_eq!(direct.len() + held.len(), ROUNDS * ROWS);
     let mut seen = HashSet::new();
     let mut last: HashMap<u64, u64> = HashMap::new();

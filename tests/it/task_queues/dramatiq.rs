@@ -1,20 +1,44 @@
 //! Dramatiq on Redis and RabbitMQ.
 
-use aftercommit::envelope::dramatiq::Message;
+use std::time::Duration;
+
+use aftercommit::envelope::dramatiq::{Defaults, Message};
 use aftercommit::outbox::Field;
 use aftercommit::pg::Timestamp;
 use aftercommit::sink::dramatiq::Config;
 use aftercommit::sink::{Outcome, Sink};
 use serde_json::{Value, json};
 
-use super::{COMMITTED, deliver, delivers, fixture, fixtures, in_seconds, open, task};
+use super::{COMMITTED, deliver, delivers, fixture, fixtures, in_seconds, open, recent, task};
 use crate::support::queue_workers::QueueWorker;
 use crate::support::rabbitmq::{RabbitMq, Vhost, is_installed};
 use crate::support::redis::Redis;
 use crate::support::wait::{PATIENCE, until};
 
+fn defaults() -> Defaults {
+    Defaults {
+        queue: "default".to_owned(),
+        ahead: Duration::from_secs(60),
+    }
+}
+
+/// A task whose time was further ahead than `ahead` comes when it is due, by a clock of which ours is behind.
+#[test]
+fn what_comes_from_the_hold_is_not_delayed_again() {
+    for (run_at, queue) in [
+        ("2026-11-22 12:00:59+00", "default.DQ"),
+        ("2026-11-22 12:01:00+00", "default.DQ"),
+        ("2026-11-22 12:01:00.000001+00", "default"),
+        ("2026-11-22 11:59:59+00", "default"),
+    ] {
+        let (task, defaults) = (task("1", "work", &[(Field::RunAt, run_at)]), defaults());
+        let message = Message::new(&task, &defaults, COMMITTED).expect(run_at);
+        assert_eq!(message.queue(), queue, "{run_at}");
+    }
+}
+
 fn sink(server: &Redis) -> Box<dyn Sink> {
-    open::<Config>(json!({"url": server.url(0)}))
+    open::<Config>(json!({"url": server.url(0), "ahead": "1m"}))
 }
 
 /// Queue and message of the only message in a fixture.
@@ -119,7 +143,8 @@ fn messages_are_as_dramatiq_writes_them() {
         let mut theirs = captured(&format!("{file}.json"));
         let actor = theirs["actor_name"].as_str().unwrap().to_owned();
         let task = task("an-id", &actor, &row);
-        let message = Message::new(&task, "default", COMMITTED).expect(file);
+        let defaults = defaults();
+        let message = Message::new(&task, &defaults, COMMITTED).expect(file);
         let mut ours = Vec::new();
         message.write(&mut ours, Some("an-id"));
         let mut ours: Value = serde_json::from_slice(&ours).expect(file);
@@ -202,23 +227,23 @@ fn what_would_harm_a_worker_is_refused() {
         ),
     ] {
         let task = task("1", "work", &[(field, value)]);
-        let unfit = Message::new(&task, "default", Timestamp(0))
+        let unfit = Message::new(&task, &defaults(), Timestamp(0))
             .err()
             .expect(value);
         assert!(unfit.to_string().contains(words), "{value}: {unfit}");
     }
     for (id, name) in [("", "work"), ("1", "")] {
-        assert!(Message::new(&task(id, name, &[]), "default", Timestamp(0)).is_err());
+        assert!(Message::new(&task(id, name, &[]), &defaults(), Timestamp(0)).is_err());
     }
 }
 
 /// The whole way, with everything that a row can say.
 async fn a_real_worker_runs_them(worker: &QueueWorker, sink: &mut Box<dyn Sink>) {
-    let later = in_seconds(2);
+    let (later, past) = (in_seconds(2), in_seconds(-5));
     let all = r#"{"max_retries": 3, "min_backoff": 10, "max_backoff": 100, "time_limit": 60000, "on_success": "done",
         "store_results": false, "notify_shutdown": true, "pipe_ignore": true, "result_ttl": 1000, "mine": {"a": [1]}}"#;
     let tasks = [
-        task(
+        recent(
             "1",
             "work",
             &[(
@@ -226,13 +251,13 @@ async fn a_real_worker_runs_them(worker: &QueueWorker, sink: &mut Box<dyn Sink>)
                 "[1180591620717411303424, \"Łódź\", {\"a\": [1.5, null]}]",
             )],
         ),
-        task(
+        recent(
             "2",
             "work",
             &[(Field::Kwargs, "{\"n\": 7, \"nested\": {\"list\": [true]}}")],
         ),
-        task("3", "nobody.knows", &[]),
-        task(
+        recent("3", "nobody.knows", &[]),
+        recent(
             "4",
             "elsewhere",
             &[
@@ -240,8 +265,8 @@ async fn a_real_worker_runs_them(worker: &QueueWorker, sink: &mut Box<dyn Sink>)
                 (Field::Headers, "{\"traceparent\": \"00-ab\"}"),
             ],
         ),
-        task("5", "work", &[(Field::RunAt, &later)]),
-        task(
+        recent("5", "work", &[(Field::RunAt, &later)]),
+        recent(
             "6",
             "flaky",
             &[
@@ -250,7 +275,7 @@ async fn a_real_worker_runs_them(worker: &QueueWorker, sink: &mut Box<dyn Sink>)
                 (Field::ExpiresAt, "2099-01-01 00:00:00+00"),
             ],
         ),
-        task("7", "work", &[(Field::ExpiresAt, "2026-11-22 12:00:00+00")]),
+        recent("7", "work", &[(Field::ExpiresAt, &past)]),
     ];
     let before = aftercommit::clock::now();
     delivers(sink, &tasks).await;
@@ -355,7 +380,7 @@ async fn a_worker_on_rabbitmq_runs_what_it_is_handed() {
         return;
     }
     let vhost = RabbitMq::shared().vhost();
-    let mut sink = open::<Config>(json!({"url": vhost.url()}));
+    let mut sink = open::<Config>(json!({"url": vhost.url(), "ahead": "1m"}));
     // Its queues come with the first worker.
     let early = [task("0", "work", &[])];
     let outcomes = deliver(&mut sink, &early).await;

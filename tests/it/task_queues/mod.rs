@@ -22,13 +22,23 @@ fn open<C: Settings + DeserializeOwned>(settings: Value) -> Box<dyn Sink> {
 }
 
 fn task(id: &str, name: &str, fields: &[(Field, &str)]) -> Task {
+    committed_at(COMMITTED, id, name, fields)
+}
+
+/// A task that was committed ten seconds ago.
+fn recent(id: &str, name: &str, fields: &[(Field, &str)]) -> Task {
+    let ago = Timestamp(aftercommit::clock::now().0 - 10_000_000);
+    committed_at(ago, id, name, fields)
+}
+
+fn committed_at(at: Timestamp, id: &str, name: &str, fields: &[(Field, &str)]) -> Task {
     let standard = [(Field::Id, id), (Field::Task, name)];
     let all = standard.into_iter().chain(fields.iter().copied());
     let position = Position {
         commit_lsn: Lsn(0x100),
         ordinal: 0,
     };
-    Task::from_fields(all, position, COMMITTED)
+    Task::from_fields(all, position, at)
 }
 
 async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {

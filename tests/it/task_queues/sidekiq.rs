@@ -1,25 +1,24 @@
 //! Sidekiq on Redis.
 
+use std::time::Duration;
+
 use aftercommit::envelope::sidekiq::{Defaults, Job};
 use aftercommit::outbox::Field;
 use aftercommit::pg::Timestamp;
+use aftercommit::sink::Outcome;
 use aftercommit::sink::sidekiq::Config;
-use aftercommit::sink::{Outcome, Sink};
 use serde_json::{Value, json};
 
-use super::{COMMITTED, deliver, delivers, fixture, fixtures, in_seconds, open, task};
+use super::{COMMITTED, deliver, delivers, fixture, fixtures, in_seconds, open, recent, task};
 use crate::support::queue_workers::QueueWorker;
 use crate::support::redis::Redis;
 use crate::support::wait::{PATIENCE, until};
-
-fn sink(server: &Redis) -> Box<dyn Sink> {
-    open::<Config>(json!({"url": server.url(0)}))
-}
 
 fn defaults() -> Defaults {
     Defaults {
         queue: "default".to_owned(),
         retry: "true".to_owned(),
+        ahead: Duration::from_secs(3_601),
     }
 }
 
@@ -223,7 +222,7 @@ async fn a_real_worker_runs_what_it_is_handed() {
     let all = r#"{"retry": 3, "backtrace": 10, "dead": true, "retry_queue": "other", "retry_for": 3600, "tags": ["a"],
         "cattr": {}, "display_class": "Shown", "mine": {"a": [1]}}"#;
     let tasks = [
-        task(
+        recent(
             "1",
             "Work",
             &[(
@@ -231,7 +230,7 @@ async fn a_real_worker_runs_what_it_is_handed() {
                 "[1180591620717411303424, \"Łódź\", {\"a\": [1.5, null]}]",
             )],
         ),
-        task(
+        recent(
             "2",
             "Work",
             &[
@@ -239,8 +238,8 @@ async fn a_real_worker_runs_what_it_is_handed() {
                 (Field::Kwargs, "{\"n\": 7, \"nested\": {\"list\": [true]}}"),
             ],
         ),
-        task("3", "NobodyKnows", &[]),
-        task(
+        recent("3", "NobodyKnows", &[]),
+        recent(
             "4",
             "Work",
             &[
@@ -248,10 +247,10 @@ async fn a_real_worker_runs_what_it_is_handed() {
                 (Field::Headers, "{\"traceparent\": \"00-ab\"}"),
             ],
         ),
-        task("5", "Work", &[(Field::RunAt, &later)]),
-        task("6", "Flaky", &[(Field::Args, "[6]"), (Field::Options, all)]),
-        task("7", "Work", &[(Field::Options, "{\"retry\": \"x\"}")]),
-        task("8", "Flaky", &[(Field::Options, "{\"retry\": false}")]),
+        recent("5", "Work", &[(Field::RunAt, &later)]),
+        recent("6", "Flaky", &[(Field::Args, "[6]"), (Field::Options, all)]),
+        recent("7", "Work", &[(Field::Options, "{\"retry\": \"x\"}")]),
+        recent("8", "Flaky", &[(Field::Options, "{\"retry\": false}")]),
     ];
     let before = aftercommit::clock::now();
     let outcomes = deliver(&mut sink, &tasks).await;
@@ -327,12 +326,13 @@ async fn a_queue_is_worked_through_in_order() {
 async fn a_queue_that_is_something_else_holds_up_only_its_own() {
     let server = Redis::start();
     server.run(&["SET", "queue:taken", "by another"]);
-    let mut sink = sink(&server);
+    let mut sink = open::<Config>(json!({"url": server.url(0), "ahead": "1h"}));
+    let later = in_seconds(600);
     let tasks = [
         task("1", "Work", &[]),
         task("2", "Work", &[(Field::Queue, "taken")]),
         task("3", "Work", &[(Field::ExpiresAt, "2099-01-01 00:00:00+00")]),
-        task("4", "Work", &[(Field::RunAt, "2099-01-01 00:00:00+00")]),
+        recent("4", "Work", &[(Field::RunAt, &later)]),
         task("5", "Work", &[]),
     ];
     let outcomes = deliver(&mut sink, &tasks).await;
@@ -349,6 +349,12 @@ async fn a_queue_that_is_something_else_holds_up_only_its_own() {
     assert_eq!(ids, ["1", "5"]);
     let queues: Vec<String> = server.ask(&["SMEMBERS", "queues"]);
     assert_eq!(queues, ["default"]);
+    let scheduled: Vec<String> = server.ask(&["ZRANGE", "schedule", "0", "-1"]);
+    assert_eq!(scheduled.len(), 1);
+    // What was further ahead comes from the hold when it is due, by a clock of which ours is behind.
+    let mut direct = open::<Config>(json!({"url": server.url(0)}));
+    delivers(&mut direct, &tasks[3..4]).await;
+    assert_eq!(server.messages(0, "queue:default").len(), 3);
     // Without the set of queues nothing can be pushed; a namespace has one of its own.
     server.run(&["DEL", "queues"]);
     server.run(&["SET", "queues", "by another"]);
