@@ -4,8 +4,9 @@
 
 # Everything: pure tests, and end-to-end tests on private real servers.
 test:
-	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
+	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime ruby-sidekiq npm
 	scripts/python-env.sh
+	scripts/node-env.sh
 	scripts/postgres-versions.sh
 	cargo test
 

@@ -55,6 +55,8 @@ pub struct Message<'t> {
     pub routing_key: Cow<'t, str>,
     /// 0..=9
     pub priority: u8,
+    /// When it is to run; the message says so as well.
+    pub eta: Option<Timestamp>,
     pub(super) properties: Properties<'t>,
 }
 
@@ -136,6 +138,7 @@ impl<'t> Message<'t> {
             exchange,
             routing_key,
             priority: priority.unwrap_or(0),
+            eta,
             properties,
         })
     }

@@ -264,4 +264,18 @@ async fn a_look_tells_of_queues_and_exchanges() {
             }
         }
     }
+    // Who may not configure a queue is not told whether it is durable; nothing is claimed then, and nothing is made.
+    let server = RabbitMq::shared();
+    server.user("looker", "looks", &vhost);
+    let rights = json!({"configure": "^$", "write": ".*", "read": ".*"});
+    let path = format!("permissions/{}/looker", vhost.name);
+    server.ask("PUT", &path, Some(&rights));
+    let url = vhost.url().replace("guest:guest", "looker:looks");
+    for (queue, count) in [("durable", 1), ("fleeting", 1), ("nobody", 2)] {
+        let settings = json!({"url": url, "exchange": "", "routing_key": queue});
+        let seen = open(settings).probe().await;
+        assert_eq!(seen.len(), count, "{seen:?}");
+    }
+    let queues = server.ask("GET", &format!("queues/{}", vhost.name), None);
+    assert_eq!(queues.as_array().map(Vec::len), Some(3), "{queues}");
 }

@@ -9,6 +9,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::TestRunner;
 
+#[path = "../../fuzz/properties/amqp.rs"]
+mod amqp;
 #[path = "../../fuzz/properties/assembler.rs"]
 mod assembler;
 #[path = "../../fuzz/properties/config.rs"]
@@ -37,6 +39,16 @@ const MESSAGES: &[&[u8]] = &[
     b"D\0\0\x40\x0EK\0\x02t\0\0\0\x011n",
     b"T\0\0\0\x02\x03\0\0\x40\x0E\0\0\x40\x07",
     b"M\x01\0\0\0\0\x03\x02\xEB\x28px\0\0\0\0\x05hello",
+];
+
+const AMQP: &[&[u8]] = &[
+    b"\x01\0\0\0\0\0\x0c\0\x0a\0\x1e\x07\xff\x00\x02\0\0\0\x3c\xce\x08\0\0\0\0\0\0\xce",
+    b"\x01\0\0\0\0\0\x12\0\x0a\0\x32\x01\x40\x07FORCED!\0\0\0\0\xce",
+    b"\x01\0\x01\0\0\0\x12\0\x14\0\x28\x01\x94\x07no such\0\x3c\0\x28\xce",
+    b"\x01\0\x01\0\0\0\x0d\0\x3c\0\x50\0\0\0\0\0\0\0\x07\x01\xce\x01\0\x01\0\0\0\x0d\0\x3c\0\x78\0\0\0\0\0\0\0\x08\0\xce",
+    b"\x01\0\x01\0\0\0\x14\0\x3c\0\x32\x01\x38\x08NO_ROUTE\x02ex\x01k\xce\x02\0\x01\0\0\0\x1b\0\x3c\0\0\0\0\0\0\0\0\0\x03\xb0\x80\x03a/b\0\0\0\0\x02\x02id\xce\x03\0\x01\0\0\0\x03abc\xce",
+    b"\0\x0a\0\x0a\0\x09\0\0\0\x14\x07versionS\0\0\0\x013\x01tt\x01\x01fF\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US",
+    b"\x07versionS\0\0\0\x013\x01tt\x01\x01fF\0\0\0\0",
 ];
 
 const TIMES: &[&[u8]] = &[
@@ -98,6 +110,11 @@ proptest! {
     #[test]
     fn frames_are_read_or_refused(input in prop_oneof![changed(FRAMES), vec(any::<u8>(), 0..64)]) {
         frames::check(&input);
+    }
+
+    #[test]
+    fn what_an_amqp_server_says_is_read_or_refused(input in prop_oneof![changed(AMQP), vec(any::<u8>(), 0..64)]) {
+        amqp::check(&input);
     }
 
     #[test]

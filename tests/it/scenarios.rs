@@ -41,12 +41,16 @@ impl Broker {
     fn start(kind: &Kind) -> Option<Broker> {
         match kind {
             Kind::Redis => Some(Broker::Redis(Redis::start())),
-            Kind::RabbitMq if !rabbitmq::is_installed() => None,
-            Kind::RabbitMq => {
+            Kind::RabbitMq | Kind::Quorum if !rabbitmq::is_installed() => None,
+            Kind::RabbitMq | Kind::Quorum => {
                 let server = RabbitMq::start();
+                let arguments = match kind {
+                    Kind::Quorum => json!({"x-queue-type": "quorum"}),
+                    _ => json!({}),
+                };
                 // Queues that no worker declares, at least not at first.
                 for queue in ["celery", "d01"] {
-                    server.default_vhost().queue(queue, json!({}));
+                    server.default_vhost().queue(queue, arguments.clone());
                 }
                 Some(Broker::RabbitMq(server))
             }
@@ -75,6 +79,8 @@ impl Broker {
 enum Kind {
     Redis,
     RabbitMq,
+    /// RabbitMQ with quorum queues.
+    Quorum,
 }
 
 impl Stack {
@@ -98,6 +104,9 @@ impl Stack {
         ]);
         let daemon = Daemon::start(&config(&postgres.url(DAEMON), &broker.url(), ""));
         let mut workers = project.clone();
+        if matches!(kind, Kind::Quorum) {
+            workers.settings = "scenarios.quorum";
+        }
         workers.database_url.push_str(worker_query);
         let worker = Worker::start(&workers, 2, "celery,e01");
         Some(Stack {
@@ -113,9 +122,11 @@ impl Stack {
     fn shared(kind: Kind) -> Option<&'static Stack> {
         static REDIS: LazyLock<Option<Stack>> = LazyLock::new(|| Stack::quick(&Kind::Redis));
         static RABBITMQ: LazyLock<Option<Stack>> = LazyLock::new(|| Stack::quick(&Kind::RabbitMq));
+        static QUORUM: LazyLock<Option<Stack>> = LazyLock::new(|| Stack::quick(&Kind::Quorum));
         match kind {
             Kind::Redis => REDIS.as_ref(),
             Kind::RabbitMq => RABBITMQ.as_ref(),
+            Kind::Quorum => QUORUM.as_ref(),
         }
     }
 
@@ -551,4 +562,4 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!(over_redis: Redis, over_rabbitmq: RabbitMq,);
+scenarios!(over_redis: Redis, over_rabbitmq: RabbitMq, over_quorum_queues: Quorum,);

@@ -18,7 +18,7 @@ use crate::support::wait::{PATIENCE, eventually};
 const RECOVERS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Watches a daemon whose broker is away for so long: it uses little of the processor, and says little.
-async fn assert_calm(daemon: &Daemon, time: Duration) {
+pub(crate) async fn assert_calm(daemon: &Daemon, time: Duration) {
     let (used, records, since) = (
         processor_time(daemon),
         daemon.records().len(),

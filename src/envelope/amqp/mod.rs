@@ -2,7 +2,8 @@
 //! "AMQP 0-9-1 Errata"): what a content header holds behind the size of the body.
 //!
 //! Headers are given as a JSON object and become a field table of the types that py-amqp chooses: string `S`, null `V`,
-//! integer `I` (`l` beyond 32 bits), boolean `t`, array `A`, object `F`, other numbers `d`.
+//! integer `I` (`L` beyond 32 bits), boolean `t`, array `A`, object `F`, other numbers `d`. RabbitMQ reads `l` and `L` alike
+//! as signed; older releases of py-amqp read only `L` as signed.
 
 pub mod event;
 
@@ -39,6 +40,17 @@ pub struct Basic<'a> {
     pub kind: Option<Cow<'a, str>>,
     /// The sending application.
     pub app_id: Option<Cow<'a, str>>,
+}
+
+/// A persistent message that says all else in its body.
+pub fn job(id: &str, priority: Option<u8>) -> Basic<'_> {
+    Basic {
+        headers: Cow::Borrowed(b"{}"),
+        delivery_mode: 2,
+        priority,
+        message_id: Cow::Borrowed(id),
+        ..Basic::default()
+    }
 }
 
 /// RabbitMQ closes the channel at a longer one.
@@ -175,7 +187,7 @@ fn write_number(out: &mut Vec<u8>, value: &[u8]) -> Result<(), String> {
         out.push(b'I');
         out.extend_from_slice(&small.to_be_bytes());
     } else if let Ok(large) = text.parse::<i64>() {
-        out.push(b'l');
+        out.push(b'L');
         out.extend_from_slice(&large.to_be_bytes());
     } else if is_integer {
         return Err(
@@ -301,11 +313,11 @@ mod tests {
             ("{\"a\":2147483647}", b"\x01aI\x7f\xff\xff\xff"),
             (
                 "{\"a\":1099511627776}",
-                b"\x01al\x00\x00\x01\x00\x00\x00\x00\x00",
+                b"\x01aL\x00\x00\x01\x00\x00\x00\x00\x00",
             ),
             (
                 "{\"a\":-2147483649}",
-                b"\x01al\xff\xff\xff\xff\x7f\xff\xff\xff",
+                b"\x01aL\xff\xff\xff\xff\x7f\xff\xff\xff",
             ),
             ("{\"a\":1.5}", b"\x01ad\x3f\xf8\x00\x00\x00\x00\x00\x00"),
             ("{\"a\":1e0}", b"\x01ad\x3f\xf0\x00\x00\x00\x00\x00\x00"),

@@ -12,60 +12,87 @@ const CONFIRM: u16 = 85;
 
 /// What a server says.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) enum Method {
-    /// It greets: its properties as they are, and the ways to log in.
+pub enum Method {
+    /// It greets.
     Start {
+        /// Its properties, as they are.
         properties: Vec<u8>,
+        /// The ways to log in.
         mechanisms: String,
     },
     /// It asks for more than the login needs.
     Secure,
-    /// Its limits; the heartbeat in seconds.
+    /// Its limits.
     Tune {
+        /// Bytes of a frame; 0 for any.
         frame_max: u32,
+        /// Seconds; 0 for none.
         heartbeat: u16,
     },
+    /// The virtual host is open.
     ConnectionOpen,
+    /// It closes the connection.
     ConnectionClose(Refusal),
+    /// It takes no messages for now, and says why.
     Blocked(String),
+    /// It takes messages again.
     Unblocked,
+    /// A channel is open.
     ChannelOpen,
+    /// It asks for a pause, or ends it.
     Flow {
+        /// Messages may come.
         active: bool,
     },
+    /// It closes the channel.
     ChannelClose(Refusal),
+    /// An exchange is there.
     ExchangeThere,
-    /// A queue is there, with so many messages.
+    /// A queue is there.
     QueueThere {
+        /// So many messages are in it.
         messages: u32,
     },
+    /// What is published on the channel will be confirmed.
     Confirming,
     /// A message comes back; its content follows.
     Return {
+        /// Where it had gone.
         exchange: String,
+        /// What it had as a routing key.
         routing_key: String,
     },
+    /// Messages are confirmed.
     Ack {
+        /// Which one.
         tag: u64,
+        /// All up to it.
         multiple: bool,
     },
+    /// Messages could not be kept.
     Nack {
+        /// Which one.
         tag: u64,
+        /// All up to it.
         multiple: bool,
     },
 }
 
 /// Why a server closes a channel or the connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Refusal {
+pub struct Refusal {
     /// A reply code (specification, chapter 1.1).
-    pub(super) code: u16,
-    pub(super) text: String,
+    pub code: u16,
+    /// In words.
+    pub text: String,
 }
 
 impl Method {
     /// Reads a method frame's payload. `None` for a method that a publisher need not know.
-    pub(super) fn read(payload: &[u8]) -> Result<Option<Method>, Malformed> {
+    ///
+    /// # Errors
+    /// It ends too early.
+    pub fn read(payload: &[u8]) -> Result<Option<Method>, Malformed> {
         let mut reader = Reader(payload);
         let (class, method) = (reader.u16()?, reader.u16()?);
         Ok(Some(match (class, method) {
@@ -130,7 +157,10 @@ fn refusal(reader: &mut Reader<'_>) -> Result<Refusal, Malformed> {
 }
 
 /// The header of a message that comes back: the length of its body, and its `message_id`.
-pub(super) fn read_content_header(payload: &[u8]) -> Result<(u64, Option<String>), Malformed> {
+///
+/// # Errors
+/// It ends too early.
+pub fn read_content_header(payload: &[u8]) -> Result<(u64, Option<String>), Malformed> {
     let mut reader = Reader(payload);
     reader.take(4)?;
     let length = reader.u64()?;
@@ -159,7 +189,7 @@ pub(super) fn read_content_header(payload: &[u8]) -> Result<(u64, Option<String>
 }
 
 /// The text of a property in a server's or a client's property table; only the outermost level is looked at.
-pub(super) fn property(mut table: &[u8], wanted: &str) -> Option<String> {
+pub fn property(mut table: &[u8], wanted: &str) -> Option<String> {
     loop {
         let mut reader = Reader(table);
         let name = reader.short().ok()?;

@@ -15,6 +15,16 @@
 //!   `x-max-length` (unless `x-overflow` is reject-publish), or expires; what a dead-letter exchange cannot route; classic
 //!   queues of a node whose disk is gone.
 //!
+//! - **Away**: a broker that refuses our login or certificate, is silent for twice the heartbeat or longer than `timeout`, or
+//!   takes nothing (alarms of memory and disk). Nobody's attempts burn; what was under way is sent again. `amqps://` never falls
+//!   back to plain text. The URL is read when the daemon starts: a new password needs a restart, as it is for new
+//!   connections that RabbitMQ asks for it.
+//!
+//! `check --online` sees, and changes nothing: whether the broker lets us in and takes messages; whether the exchange, or the
+//! queue of the default exchange, is there; whether that queue is durable, if our user may configure it (we ask for a queue that
+//! RabbitMQ never makes, and its refusal tells). It cannot see what only the management interface shows: which queues are bound
+//! for a routing key, their length limits and policies, the members of a quorum queue.
+//!
 //! The body and the properties: [`crate::envelope::amqp::event`].
 //!
 //! The client is our own: we need few methods of the protocol, each message that comes back matched with its task (by
@@ -24,13 +34,13 @@
 mod flow;
 mod link;
 mod login;
-mod method;
+pub mod method;
 pub(super) mod outcome;
 pub(super) mod probe;
 pub(super) mod publisher;
 mod rest;
 pub mod url;
-mod wire;
+pub mod wire;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
@@ -239,9 +249,10 @@ impl Sink for Amqp {
             ..
         } = &self.letters;
         let place = match (exchange.fixed(), routing_key.fixed()) {
-            (Some(""), Some(queue)) => Place::Queue(queue),
-            (None | Some(""), _) => Place::Anywhere,
-            (Some(exchange), _) => Place::Exchange(exchange),
+            (Some(""), Some(queue)) => Some(Place::Queue(queue)),
+            // It hangs on the row.
+            (None | Some(""), _) => None,
+            (Some(exchange), _) => Some(Place::Exchange(exchange)),
         };
         Box::pin(self.publisher.look(place))
     }

@@ -11,8 +11,11 @@ use crate::sink::{Outage, Sight};
 const NOT_FOUND: u16 = 404;
 
 impl Publisher {
-    /// Looks at the broker, and at the queue or the exchange that most messages go to.
-    pub(in crate::sink) async fn look(&mut self, at: Place<'_>) -> Vec<Sight> {
+    /// Looks at the broker, and at the queues and exchanges that most messages go to.
+    pub(in crate::sink) async fn look(
+        &mut self,
+        places: impl IntoIterator<Item = Place<'_>>,
+    ) -> Vec<Sight> {
         let remedy = "see to it that the broker runs and that the URL is right";
         let mut link = match self.connect().await {
             Ok(link) => link,
@@ -27,21 +30,21 @@ impl Publisher {
             return vec![Sight::Fault(cause.to_string(), remedy)];
         }
         let mut sights = vec![Sight::Good(format!("{} takes messages", link.server))];
-        let seen = match at {
-            Place::Queue(name) => queue(&mut link, name).await,
-            Place::Exchange(name) => exchange(&mut link, name).await,
-            Place::Anywhere => Ok(None),
-        };
-        match seen {
-            Ok(sight) => {
-                sights.extend(sight);
-                self.let_rest(link);
-            }
-            Err(trouble) => {
-                let Outage(cause) = outage(trouble, &self.address);
-                sights.push(Sight::Fault(cause.to_string(), remedy.to_owned()));
+        for place in places {
+            let seen = match place {
+                Place::Queue(name) => queue(&mut link, name).await,
+                Place::Exchange(name) => exchange(&mut link, name).await,
+            };
+            match seen {
+                Ok(sight) => sights.extend(sight),
+                Err(trouble) => {
+                    let Outage(cause) = outage(trouble, &self.address);
+                    sights.push(Sight::Fault(cause.to_string(), remedy.to_owned()));
+                    return sights;
+                }
             }
         }
+        self.let_rest(link);
         sights
     }
 }
@@ -52,8 +55,6 @@ pub(in crate::sink) enum Place<'a> {
     Queue(&'a str),
     /// A named exchange.
     Exchange(&'a str),
-    /// It hangs on the row.
-    Anywhere,
 }
 
 async fn queue(link: &mut Link, name: &str) -> Result<Option<Sight>, Trouble> {

@@ -4,11 +4,14 @@ use std::ops::Range;
 
 use crate::envelope::Unfit;
 
-/// A frame's kind.
-pub(super) const METHOD: u8 = 1;
-pub(super) const HEADER: u8 = 2;
-pub(super) const BODY: u8 = 3;
-pub(super) const HEARTBEAT: u8 = 8;
+/// A frame of this kind says something.
+pub const METHOD: u8 = 1;
+/// The properties of a message.
+pub const HEADER: u8 = 2;
+/// A piece of a message's body.
+pub const BODY: u8 = 3;
+/// A sign of life.
+pub const HEARTBEAT: u8 = 8;
 
 const END: u8 = 0xCE;
 /// Kind, channel and length.
@@ -21,20 +24,26 @@ pub(super) const BASIC: u16 = 60;
 
 /// What arrives is no AMQP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Malformed;
+pub struct Malformed;
 
 /// A frame, as places in the bytes that it was read from.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Frame {
-    pub(super) kind: u8,
-    pub(super) channel: u16,
-    pub(super) payload: Range<usize>,
+pub struct Frame {
+    /// [`METHOD`], [`HEADER`], [`BODY`] or [`HEARTBEAT`].
+    pub kind: u8,
+    /// The channel.
+    pub channel: u16,
+    /// What it holds.
+    pub payload: Range<usize>,
     /// Where the next one begins.
-    pub(super) end: usize,
+    pub end: usize,
 }
 
 /// The frame that `input` begins with; `None` while it is not complete.
-pub(super) fn frame(input: &[u8], largest: usize) -> Result<Option<Frame>, Malformed> {
+///
+/// # Errors
+/// It is none, or its payload is larger than `largest`.
+pub fn frame(input: &[u8], largest: usize) -> Result<Option<Frame>, Malformed> {
     let Some(head) = input.first_chunk::<HEAD>() else {
         // A server that speaks another protocol says so in other bytes.
         return match input.first().copied() {

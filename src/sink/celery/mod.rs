@@ -40,6 +40,7 @@ use super::broker_url::client_config;
 use super::redis_client::url;
 use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::celery::MAX_PRIORITY;
+use crate::envelope::native_delay;
 
 /// `[sink.celery.<name>]`
 #[derive(Clone, Debug, Deserialize)]
@@ -61,6 +62,9 @@ pub struct Config {
     /// Celery's `broker_transport_options["sep"]`, between queue and priority step.
     #[serde(default = "default_sep")]
     pub sep: String,
+    /// What is to run within this time goes to Celery's delay queues in RabbitMQ at once, instead of into the hold table.
+    #[serde(default, deserialize_with = "crate::units::duration")]
+    pub native_delay: Duration,
     /// How long one batch may take before the broker counts as away.
     #[serde(
         default = "default_timeout",
@@ -88,7 +92,7 @@ fn default_timeout() -> Duration {
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
         match (&self.broker_url, &self.broker_url_file) {
-            (Some(url), None) => drop(parse(url)?),
+            (Some(url), None) => self.check_delay(&parse(url)?)?,
             (None, Some(_)) => {}
             (None, None) => {
                 return Err(Invalid::new(
@@ -151,6 +155,24 @@ impl Settings for Config {
                 Box::new(RabbitMq::new(address, tls, self))
             }
         })
+    }
+}
+
+impl Config {
+    fn check_delay(&self, address: &Address) -> Result<(), Invalid> {
+        let longest = Duration::from_secs(native_delay::LONGEST.into());
+        match address {
+            _ if self.native_delay.is_zero() => Ok(()),
+            Address::Redis(_) => Err(Invalid::new(
+                "native_delay",
+                "is for RabbitMQ: with Redis, tasks wait in the hold table until their time has come",
+            )),
+            Address::RabbitMq(_) if self.native_delay > longest => Err(Invalid::new(
+                "native_delay",
+                "must not be longer than 3106d: that is all that Celery's delay queues have room for",
+            )),
+            Address::RabbitMq(_) => Ok(()),
+        }
     }
 }
 

@@ -210,6 +210,26 @@ error: `sink.celery.more.priority_steps` must ascend from 0, up to 9 at most
   = help: [0, 3, 6, 9]"#,
         ),
         (
+            "[sink.celery.more]\nbroker_url = \"redis://h\"\nnative_delay = \"1h\"",
+            r#"
+error: `sink.celery.more.native_delay` is for RabbitMQ
+ --> app.toml:3:16
+  |
+3 | native_delay = "1h"
+  |                ^^^^
+  = help: with Redis, tasks wait in the hold table until their time has come"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"amqp://h\"\nnative_delay = \"3107d\"",
+            r#"
+error: `sink.celery.more.native_delay` must not be longer than 3106d
+ --> app.toml:3:16
+  |
+3 | native_delay = "3107d"
+  |                ^^^^^^^
+  = help: that is all that Celery's delay queues have room for"#,
+        ),
+        (
             "[sink.celery.more]\nbroker_url = \"redis://h\"\ntimeout = \"0s\"",
             r#"
 error: `sink.celery.more.timeout` must be longer than nothing
@@ -217,6 +237,25 @@ error: `sink.celery.more.timeout` must be longer than nothing
   |
 3 | timeout = "0s"
   |           ^^^^"#,
+        ),
+        (
+            "[sink.sidekiq.more]\nurl = \"redis+cluster://:hunter2@h\"",
+            r#"
+error: `sink.sidekiq.more.url` names a Redis Cluster, where Sidekiq cannot work
+ --> app.toml:2:7
+  |
+2 | url = "***"
+  |       ^^^^^
+  = help: name one Redis, or its sentinels"#,
+        ),
+        (
+            "[sink.dramatiq.more]\nurl = \"redis://h\"\nahead = \"8d\"",
+            r#"
+error: `sink.dramatiq.more.ahead` must be shorter than 7 days
+ --> app.toml:3:9
+  |
+3 | ahead = "8d"
+  |         ^^^^"#,
         ),
         (
             "[[route]]\ntask = \"a\"\nsink = \"worker\"",
@@ -258,18 +297,18 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
   = help: write it like "1s..10m": the shortest pause, two dots, the longest"#,
         ),
         (
-            "[sink.bullmq.audit]\nurl = \"https://u:hunter2@h/\"",
+            "[sink.pubsub.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type bullmq is not part of this build; it has: amqp, celery, exec, nats, redis, stdout, webhook
+error: sink type pubsub is not part of this build; it has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
  --> app.toml:1:7
   |
-1 | [sink.bullmq.audit]
+1 | [sink.pubsub.audit]
   |       ^^^^^^"#,
         ),
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: amqp, celery, exec, nats, redis, stdout, webhook
+error: unknown sink type celrey; this build has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
@@ -431,7 +470,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are amqp, celery, exec, nats, redis, stdout, webhook
+  = help: write [sink.TYPE.workers]; the types are amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1

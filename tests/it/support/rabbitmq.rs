@@ -28,6 +28,8 @@ const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 pub(crate) struct Options<'a> {
     /// Serve TLS, on a second port, with this certificate.
     pub(crate) tls: Option<&'a Certificates>,
+    /// Ask clients for a certificate: with one, its common name may log in; without, they are sent away.
+    pub(crate) client_certificates: bool,
     /// Lines of `rabbitmq.conf` beside those of the harness.
     pub(crate) settings: &'a str,
 }
@@ -116,6 +118,20 @@ impl RabbitMq {
     pub(crate) fn tls_url(&self, vhost: &str) -> String {
         let port = self.ports.tls;
         format!("amqps://guest:guest@localhost:{port}/{}", encoded(vhost))
+    }
+
+    /// The port for TLS on 127.0.0.1.
+    pub(crate) fn tls_port(&self) -> u16 {
+        self.ports.tls
+    }
+
+    /// Makes a user who may do everything in a virtual host.
+    pub(crate) fn user(&self, name: &str, password: &str, vhost: &Vhost<'_>) {
+        let user = json!({"password": password, "tags": ""});
+        self.ask("PUT", &format!("users/{name}"), Some(&user));
+        let rights = json!({"configure": ".*", "write": ".*", "read": ".*"});
+        let path = format!("permissions/{}/{name}", encoded(&vhost.name));
+        self.ask("PUT", &path, Some(&rights));
     }
 
     /// A new virtual host.
@@ -325,17 +341,27 @@ fn configure(directory: &Path, ports: &Ports, options: &Options) {
         let file = |path: PathBuf| path.display().to_string();
         settings.push_str(&format!(
             "listeners.ssl.1 = 127.0.0.1:{}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
-             ssl_options.keyfile = {}\nssl_options.verify = verify_none\n",
+             ssl_options.keyfile = {}\n",
             ports.tls,
             file(certificates.authority()),
             file(certificates.certificate()),
             file(certificates.key()),
         ));
+        settings.push_str(match options.client_certificates {
+            true => {
+                "ssl_options.verify = verify_peer\nssl_options.fail_if_no_peer_cert = true\n\
+                 ssl_cert_login_from = common_name\nauth_mechanisms.1 = EXTERNAL\nauth_mechanisms.2 = PLAIN\n"
+            }
+            false => "ssl_options.verify = verify_none\n",
+        });
     }
     for (name, content) in [
         ("rabbitmq.conf", settings.as_str()),
         ("advanced.config", "[]."),
-        ("plugins", "[rabbitmq_management]."),
+        (
+            "plugins",
+            "[rabbitmq_management,rabbitmq_auth_mechanism_ssl].",
+        ),
         // What the machine has in /etc/rabbitmq is not ours.
         ("env.conf", ""),
     ] {

@@ -3,28 +3,35 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    date_time_ymd,
+};
 use tempfile::TempDir;
 
 use super::process::scratch;
 
-/// A certificate authority and a certificate of it for `localhost` and 127.0.0.1, as PEM files.
+/// A certificate authority and two certificates of it, as PEM files: a server's, for `localhost` and 127.0.0.1, and that of
+/// a client named [`CLIENT`].
 pub(crate) struct Certificates {
     directory: TempDir,
 }
 
+/// The common name of the client.
+pub(crate) const CLIENT: &str = "dispatcher";
+
 impl Certificates {
     /// Makes new ones; no client trusts them unless it is given [`authority`](Certificates::authority).
     pub(crate) fn new() -> Certificates {
-        Certificates::until(4096)
+        Certificates::valid_until(4096)
     }
 
-    /// As [`new`](Certificates::new), and long gone by.
+    /// As [`new`](Certificates::new), but the server's has expired long ago.
     pub(crate) fn expired() -> Certificates {
-        Certificates::until(2001)
+        Certificates::valid_until(2001)
     }
 
-    fn until(year: i32) -> Certificates {
+    fn valid_until(year: i32) -> Certificates {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority =
@@ -32,10 +39,15 @@ impl Certificates {
                 .expect("an authority");
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let key = KeyPair::generate().expect("a key");
-        let mut certificate = CertificateParams::new(names).expect("parameters");
-        certificate.not_after = date_time_ymd(year, 1, 1);
-        let certificate = certificate.signed_by(&key, &authority);
-        let certificate = certificate.expect("a certificate");
+        let mut server = CertificateParams::new(names).expect("names");
+        server.not_after = date_time_ymd(year, 1, 1);
+        let certificate = server.signed_by(&key, &authority).expect("a certificate");
+        let mut client = CertificateParams::default();
+        client.distinguished_name = DistinguishedName::new();
+        client.distinguished_name.push(DnType::CommonName, CLIENT);
+        let client_key = KeyPair::generate().expect("a key");
+        let client = client.signed_by(&client_key, &authority);
+        let client = client.expect("a certificate");
 
         let certificates = Certificates {
             directory: scratch("tls"),
@@ -43,6 +55,9 @@ impl Certificates {
         fs::write(certificates.authority(), authority.pem()).expect("ca.pem");
         fs::write(certificates.certificate(), certificate.pem()).expect("server.pem");
         fs::write(certificates.key(), key.serialize_pem()).expect("server.key");
+        fs::write(certificates.client(), client.pem()).expect("client.pem");
+        let client_key = client_key.serialize_pem();
+        fs::write(certificates.client_key(), client_key).expect("client.key");
         // Postgres refuses a key that others may read.
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(certificates.key(), fs::Permissions::from_mode(0o600)).expect("chmod");
@@ -62,6 +77,16 @@ impl Certificates {
     /// The server's private key.
     pub(crate) fn key(&self) -> PathBuf {
         self.file("server.key")
+    }
+
+    /// The client's certificate.
+    pub(crate) fn client(&self) -> PathBuf {
+        self.file("client.pem")
+    }
+
+    /// The client's private key.
+    pub(crate) fn client_key(&self) -> PathBuf {
+        self.file("client.key")
     }
 
     fn file(&self, name: &str) -> PathBuf {
