@@ -4,17 +4,19 @@
 
 # Everything: pure tests, and end-to-end tests on private real servers.
 test:
-	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
+	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime ruby-sidekiq npm
 	scripts/python-env.sh
+	scripts/node-env.sh
 	scripts/postgres-versions.sh
 	cargo test
 
-# The reliability exam in full, about an hour: every fault, with a receipt of what was measured. ROWS=1,4 sits some rows.
+# The reliability exam in full, some hours: every fault, over every sink that it concerns, with a receipt of what was measured.
+# ROWS=1,4 sits some rows, SINKS=nats,amqp those over some sinks.
 exam:
 	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
 	scripts/python-env.sh
 	scripts/postgres-versions.sh
-	ROWS="$(ROWS)" scripts/exam.sh
+	ROWS="$(ROWS)" SINKS="$(SINKS)" scripts/exam.sh
 
 # The problem and the cure, live; with CELERY=1 also on a real Redis and a real Celery worker.
 demo:

@@ -13,6 +13,8 @@ have() {
     redis-server) command -v redis-server >/dev/null ;;
     rabbitmq-server) [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] ;;
     libfaketime) ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 ;;
+    ruby-sidekiq) command -v sidekiq >/dev/null ;;
+    npm) command -v node >/dev/null && command -v npm >/dev/null ;;
     nats-server) command -v nats-server >/dev/null ;;
     python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;
     *) echo "$0: does not know how to look for $1" >&2 && exit 2 ;;

@@ -3,6 +3,8 @@
 #
 #     scripts/exam.sh               all rows
 #     ROWS=1,4,11 scripts/exam.sh   some
+#     SINKS=nats,amqp scripts/exam.sh   rows over these sinks: amqp, celery, exec, nats, redis, stdout, webhook; or one of
+#                                   them more exactly: celery_rabbitmq, celery_redis, redis_list, redis_stream
 #     EXAM_SEED=7 scripts/exam.sh   with this seed; otherwise one is drawn, and every receipt has it
 #
 # Prints each receipt as it comes, and all of them as a table at the end. What a row has said is in target/exam/. Fails
@@ -31,6 +33,13 @@ if [ -n "${ROWS:-}" ]; then
     wanted=$(printf '%s' "$ROWS" | tr ', ' '\n\n' | sed '/^$/d; s/^\([0-9]\)$/0\1/; s/.*/::row_&(_|$)/' | paste -sd '|' -)
     rows=$(printf '%s\n' "$rows" | grep -E "$wanted") || {
         echo "No row of the exam is among: $ROWS" >&2
+        exit 2
+    }
+fi
+if [ -n "${SINKS:-}" ]; then
+    wanted=$(printf '%s' "$SINKS" | tr ', ' '\n\n' | sed '/^$/d; s/.*/_(&)(_|$)/' | paste -sd '|' -)
+    rows=$(printf '%s\n' "$rows" | grep -E "$wanted") || {
+        echo "No row of the exam is sat over: $SINKS" >&2
         exit 2
     }
 fi

@@ -29,7 +29,7 @@ pub(super) fn plan(config: &Config, until: Option<Until>) -> Result<Plan, String
         slot: config.postgres.slot.clone(),
         timeout: config.gate.timeout,
     };
-    let sinks = config.sinks.open()?;
+    let sinks = config.open_sinks()?;
     let index = |name: &str| sinks.iter().position(|(known, _)| &**known == name);
     let ways = config.routes.iter().map(|route| {
         let sink = index(&route.sink).ok_or_else(|| {

@@ -11,6 +11,7 @@ mod findings;
 mod interpolate;
 mod keys;
 mod mask;
+mod renewal;
 mod report;
 mod secrets;
 mod sections;
@@ -21,7 +22,7 @@ mod validate;
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use toml::de::DeTable;
@@ -67,6 +68,9 @@ pub struct Config {
     /// What the operator should know, although it can be used.
     #[serde(skip)]
     pub findings: Vec<Finding>,
+    /// Before secrets were read from files.
+    #[serde(skip)]
+    as_written: Option<renewal::AsWritten>,
 }
 
 /// A longer file is no configuration.
@@ -90,12 +94,12 @@ impl Config {
         })?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let open = |file: &Path| secrets::read(&folder.join(file));
-        compose(
-            &name,
-            &text,
-            &|variable| std::env::var(variable).ok(),
-            Some(&open),
-        )
+        let environment = |variable: &str| std::env::var(variable).ok();
+        let mut config = compose(&name, &text, &environment, Some(&open))?;
+        if let Some(written) = &mut config.as_written {
+            written.folder = folder.to_owned();
+        }
+        Ok(config)
     }
 
     /// Reads and checks `text`; `name` stands for the file in errors, `env` for the environment. Files that hold secrets
@@ -136,6 +140,10 @@ fn compose(
     let mut problems = validate::check(&config, text, document.tree.get_ref());
     problems.extend(twice);
     if let (true, Some(open)) = (problems.is_empty(), open) {
+        config.as_written = Some(renewal::AsWritten {
+            sinks: config.sinks.clone(),
+            folder: PathBuf::new(),
+        });
         problems = secrets::fill(&mut config, document.tree.get_ref(), open);
         if problems.is_empty() {
             problems = validate::connections(&config, text, document.tree.get_ref());

@@ -4,15 +4,20 @@
 //! spliced as Postgres sent them, never parsed into values: an integer of any size and the order of keys survive.
 
 pub mod amqp;
+pub mod bullmq;
 mod call;
 pub mod celery;
+pub mod dramatiq;
 pub mod event;
+mod job;
 pub mod json;
 pub mod kombu;
 pub mod native_delay;
 mod options;
+pub mod parcel;
 pub mod plain;
 mod ready;
+pub mod sidekiq;
 pub mod template;
 #[cfg(test)]
 mod tests;

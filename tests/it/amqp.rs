@@ -8,6 +8,7 @@ use aftercommit::sink::amqp::Config;
 use aftercommit::sink::{Outcome, Settings as _, Sight, Sink};
 use serde_json::{Value, json};
 
+use crate::support::proxy::{Fault, Proxy, Way};
 use crate::support::rabbitmq::{RabbitMq, Vhost, id, is_installed};
 use crate::support::wait::PATIENCE;
 
@@ -141,6 +142,39 @@ async fn what_closes_the_channel_harms_no_neighbour() {
     arrived.dedup();
     let expected = many.iter().map(Task::id).filter(|id| *id != "50");
     assert!(arrived.iter().eq(expected), "{arrived:?}");
+}
+
+#[tokio::test]
+async fn what_was_confirmed_before_an_outage_is_not_sent_again() {
+    if !is_installed() {
+        return;
+    }
+    let server = RabbitMq::shared();
+    let vhost = server.vhost();
+    shop(&vhost);
+    let proxy = Proxy::start(server.port());
+    let url = vhost.url_through(proxy.port());
+    let mut sink = open(json!({"url": url, "exchange": "shop", "timeout": "5s"}));
+    let names: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    // Of one key: one at a time is under way.
+    let tasks: Vec<Task> = names
+        .iter()
+        .map(|id| task(id, &[(Field::Key, "k")]))
+        .collect();
+    // Some hundreds of confirms, of 21 bytes each.
+    proxy.set(Way::Down, Fault::CutAfter(10_000));
+    let outage = sink.deliver(&tasks).await;
+    assert!(outage.is_err(), "{outage:?}");
+    proxy.pass();
+    assert_eq!(
+        deliver(&mut sink, &tasks).await,
+        vec![Outcome::Delivered; 1000]
+    );
+    let arrived: Vec<String> = vhost.take("orders").iter().map(id).collect();
+    assert!(arrived.len() <= names.len() + 1, "{}", arrived.len());
+    let mut once = arrived;
+    once.dedup();
+    assert_eq!(once, names);
 }
 
 #[tokio::test]

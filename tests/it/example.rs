@@ -6,7 +6,7 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 39] = [
+const NO_DEFAULT: [&str; 45] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
@@ -21,6 +21,12 @@ const NO_DEFAULT: [&str; 39] = [
     "sink.redis.NAME.stream",
     "sink.redis.NAME.list",
     "sink.redis.NAME.maxlen",
+    "sink.sidekiq.NAME.url",
+    "sink.sidekiq.NAME.url_file",
+    "sink.dramatiq.NAME.url",
+    "sink.dramatiq.NAME.url_file",
+    "sink.bullmq.NAME.url",
+    "sink.bullmq.NAME.url_file",
     "sink.exec.NAME.command",
     "sink.exec.NAME.directory",
     "sink.webhook.NAME.url",

@@ -42,6 +42,17 @@ pub struct Basic<'a> {
     pub app_id: Option<Cow<'a, str>>,
 }
 
+/// A persistent message that says all else in its body.
+pub fn job(id: &str, priority: Option<u8>) -> Basic<'_> {
+    Basic {
+        headers: Cow::Borrowed(b"{}"),
+        delivery_mode: 2,
+        priority,
+        message_id: Cow::Borrowed(id),
+        ..Basic::default()
+    }
+}
+
 /// RabbitMQ closes the channel at a longer one.
 pub const MAX_EXPIRATION: u64 = u32::MAX as u64;
 

@@ -83,6 +83,15 @@ pub fn text(json: &[u8]) -> Option<Cow<'_, str>> {
     serde_json::from_slice::<String>(json).ok().map(Cow::Owned)
 }
 
+/// Where the string whose content begins at `from` has its closing quote; the length, if it has none.
+pub(super) fn end(json: &[u8], from: usize) -> usize {
+    let mut at = find_special(json, from);
+    while json.get(at) == Some(&b'\\') {
+        at = find_special(json, at + 2);
+    }
+    at
+}
+
 const ONES: u64 = 0x0101_0101_0101_0101;
 const HIGHS: u64 = 0x8080_8080_8080_8080;
 

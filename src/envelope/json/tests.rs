@@ -176,6 +176,18 @@ fn a_text_that_is_vouched_for_has_the_same_limits() {
 }
 
 #[test]
+fn depth_is_that_of_the_deepest_place() {
+    for (text, expected) in [
+        ("1", 0),
+        ("[]", 1),
+        ("[[], {\"a\": [1]}, 2]", 3),
+        ("{\"[{[\\\"[\": \"]]\", \"\\\\\": [2]}", 2),
+    ] {
+        assert_eq!(depth(text.as_bytes()), expected, "{text}");
+    }
+}
+
+#[test]
 fn takes_the_outermost_level_apart() {
     let object = b" { \"a\" : [1, {\"x\": 2}] ,\"\\u0062\":\"}\", \"\": null } ";
     let found: Result<Vec<_>, _> = members(object, Dialect::Strict).collect();

@@ -68,8 +68,8 @@ impl Flow {
         }
     }
 
-    /// The next task is not to be published.
-    pub(super) fn refused(&mut self, outcome: Outcome) {
+    /// The next task is not to be published: this is its outcome.
+    pub(super) fn settled(&mut self, outcome: Outcome) {
         if let Some(task) = self.ready.pop_front() {
             self.settle(task, outcome);
         }
@@ -133,6 +133,13 @@ impl Flow {
     /// Whether every task has its outcome.
     pub(super) fn is_done(&self) -> bool {
         self.open == 0
+    }
+
+    /// Tasks that were delivered so far.
+    pub(super) fn delivered(&self) -> impl Iterator<Item = usize> {
+        let outcomes = self.outcomes.iter().enumerate();
+        let delivered = outcomes.filter(|(_, outcome)| **outcome == Some(Outcome::Delivered));
+        delivered.map(|(task, _)| task)
     }
 
     /// An outcome for each task; once all is done.
@@ -266,7 +273,7 @@ mod tests {
                     );
                     if fates[task] == 0 {
                         failed.insert(key);
-                        flow.refused(retry("unfit"));
+                        flow.settled(retry("unfit"));
                         continue;
                     }
                     tag += 1;

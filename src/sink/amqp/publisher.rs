@@ -23,6 +23,7 @@ use crate::clock;
 use crate::envelope::Unfit;
 use crate::outbox::Task;
 use crate::pg::Timestamp;
+use crate::sink::answered::Answered;
 use crate::sink::{Cause, Outage, Outcome};
 
 /// A message that is ready to be written.
@@ -72,6 +73,8 @@ pub(in crate::sink) struct Publisher {
     careful_until: Option<Instant>,
     /// By exchange: when it has refused a message, and what that means.
     refused: HashMap<String, (Instant, Outcome)>,
+    /// What was confirmed of a batch that ended in an outage: it is not sent again.
+    answered: Answered,
 }
 
 impl Publisher {
@@ -87,6 +90,7 @@ impl Publisher {
             resting: None,
             careful_until: None,
             refused: HashMap::new(),
+            answered: Answered::default(),
         }
     }
 
@@ -122,6 +126,13 @@ impl Publisher {
         // A connection that is blocked is kept: a new one would take a message, and be blocked as well.
         if done.is_ok() || link.blocked.is_some() {
             self.let_rest(link);
+        }
+        match done {
+            Ok(()) => self.answered.forget(tasks),
+            Err(_) => {
+                let confirmed = run.flow.delivered().filter_map(|task| tasks.get(task));
+                confirmed.for_each(|task| self.answered.insert(task));
+            }
         }
         done.map(|()| run.flow.into_outcomes())
     }
@@ -228,17 +239,21 @@ impl<L: Letters> Run<'_, L> {
             let Some(task) = self.flow.next().and_then(|index| self.tasks.get(index)) else {
                 return;
             };
+            if publisher.answered.contains(task) {
+                self.flow.settled(Outcome::Delivered);
+                continue;
+            }
             let letter = match self.letters.letter(task, self.now) {
                 Ok(letter) => letter,
                 Err(unfit) => {
                     self.flow
-                        .refused(Outcome::Reject(Cause::new(unfit.into_words())));
+                        .settled(Outcome::Reject(Cause::new(unfit.into_words())));
                     continue;
                 }
             };
             let exchange = letter.exchange();
             if let Some((_, outcome)) = publisher.refused.get(exchange) {
-                self.flow.refused(outcome.clone());
+                self.flow.settled(outcome.clone());
                 continue;
             }
             let goes_alone = careful || task.size() > LARGE || !link.proven.contains(exchange);
@@ -254,7 +269,7 @@ impl<L: Letters> Run<'_, L> {
                 }
                 Err(unfit) => self
                     .flow
-                    .refused(Outcome::Reject(Cause::new(unfit.into_words()))),
+                    .settled(Outcome::Reject(Cause::new(unfit.into_words()))),
             }
         }
     }

@@ -1,134 +1,378 @@
 //! A batch on its way to one slot, as arguments of its script, in buffers that are used again.
 //!
-//! A task for a stream is: index of the key, id, count of what follows, then fields and values, `id` first. Tasks for lists that
-//! follow each other are: index of the list, their count, the messages.
+//! An entry of a stream is: index of the key, id, count of what follows, then fields and values, `id` first. Everything else is
+//! a sequence of commands: name, index of the key, how many tasks are complete once it is done, count of what follows, and the
+//! command's arguments behind its key. Tasks for one place that follow each other share their commands.
 
-use super::Shape;
-use super::message::{self, Format};
+use super::form::Form;
 use crate::envelope::Unfit;
-use crate::outbox::{Position, Task};
+use crate::outbox::Task;
+use crate::pg::Timestamp;
 use crate::sink::redis_client::resp;
 
 /// Redis takes no larger argument (`proto-max-bulk-len`), and closes the connection at one: the same batch for ever.
 const MAX_MESSAGE: usize = 512 << 20;
-/// Messages in one LPUSH: Lua takes some thousand arguments, not more.
+/// Tasks in one command: Lua takes some thousand arguments, not more.
 const MAX_RUN: usize = 1_000;
-/// Between two rows of a transaction there is room for so many ids.
-const ROOM: u64 = 1_000_000;
-/// The count of a run, which is not known when it begins, has so many digits.
+/// Counts that are not known when a command begins have so many digits.
 const COUNT: usize = 4;
 
 /// What goes to one slot.
 #[derive(Debug, Default)]
-pub(super) struct Group {
+pub(in crate::sink) struct Group {
     pub(super) slot: u16,
-    /// The streams or lists.
-    pub(super) keys: Vec<Vec<u8>>,
+    /// Keys of the script, and of what kind they are.
+    pub(super) keys: Vec<Key>,
+    /// Names of places, and the keys that belong to each.
+    places: Vec<(Vec<u8>, Vec<usize>)>,
     /// Arguments, and how many.
     pub(super) body: Vec<u8>,
     pub(super) arguments: usize,
     /// Indices of the tasks, in order.
     pub(super) tasks: Vec<usize>,
-    /// For lists: the key, place of the count, and length of the run that goes on.
-    run: Option<(usize, usize, usize)>,
+    run: Option<Run>,
+    /// What stands behind the run's first command: arguments of its second one.
+    tail: Vec<u8>,
+}
+
+/// A key of the script.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) name: Vec<u8>,
+    pub(super) kind: Kind,
+}
+
+/// What a key is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::sink) enum Kind {
+    Stream,
+    List,
+    Hash,
+    Set,
+    SortedSet,
+    Text,
+}
+
+impl Kind {
+    /// The letter by which a script knows it.
+    fn letter(self) -> u8 {
+        match self {
+            Kind::Stream => b'x',
+            Kind::List => b'l',
+            Kind::Hash => b'h',
+            Kind::Set => b's',
+            Kind::SortedSet => b'z',
+            Kind::Text => b't',
+        }
+    }
+}
+
+/// A command for all tasks of a run: its name, and the index of its key.
+pub(in crate::sink) type Command = (&'static str, usize);
+
+/// Tasks for one place that follow each other.
+#[derive(Clone, Debug)]
+struct Run {
+    place: usize,
+    /// Where the count of its first command's arguments stands.
+    counts: usize,
+    tasks: usize,
+    arguments: usize,
+    /// The command that follows when the run ends.
+    then: Option<Command>,
 }
 
 impl Group {
-    /// Nothing, for this slot.
+    /// Nothing, for a slot.
+    pub(super) fn nothing(slot: u16) -> Group {
+        Group {
+            slot,
+            ..Group::default()
+        }
+    }
+
+    /// Nothing, for this slot; the buffers stay.
     pub(super) fn begin(&mut self, slot: u16) {
         self.slot = slot;
         self.keys.clear();
+        self.places.clear();
         self.body.clear();
         self.arguments = 0;
         self.tasks.clear();
         self.run = None;
+        self.tail.clear();
     }
 
-    /// Adds a task for a key.
+    /// Adds a task for a place.
     pub(super) fn add(
         &mut self,
-        shape: Shape,
-        format: Format,
-        key: &[u8],
-        task: &Task,
-        index: usize,
+        form: &dyn Form,
+        place: &[u8],
+        (task, index): (&Task, usize),
+        now: Timestamp,
     ) -> Result<(), Unfit> {
-        let before = self.body.len();
-        let (keys, arguments, run) = (self.keys.len(), self.arguments, self.run);
-        let number = match self.keys.iter().rposition(|known| known == key) {
-            Some(number) => number,
-            None => {
-                self.keys.push(key.to_vec());
-                keys
-            }
-        };
-        let written = match shape {
-            Shape::Stream => self.add_entry(format, number, task),
-            Shape::List => self.add_message(format, number, task),
-        };
-        let fits = match self.body.len() - before {
+        let goes_on = self.run.as_ref().is_some_and(|run| {
+            let name = self.places.get(run.place).map(|(name, _)| name.as_slice());
+            name == Some(place) && run.tasks < MAX_RUN
+        });
+        if !goes_on {
+            self.end_run();
+        }
+        let (body, tail, keys) = (self.body.len(), self.tail.len(), self.keys.len());
+        let (places, arguments, run) = (self.places.len(), self.arguments, self.run.clone());
+        let written = form.add(self, place, task, now);
+        let fits = match self.body.len() - body {
             len if len >= MAX_MESSAGE => Err(Unfit::new(format!(
                 "the message has {len} bytes, and Redis takes 512 MiB"
             ))),
             _ => Ok(()),
         };
-        match written.and(fits) {
-            Ok(()) => {
-                self.tasks.push(index);
-                self.close_count();
-                Ok(())
-            }
-            Err(unfit) => {
-                self.body.truncate(before);
-                self.keys.truncate(keys);
-                (self.arguments, self.run) = (arguments, run);
-                Err(unfit)
-            }
+        if let Err(unfit) = written.and(fits) {
+            self.body.truncate(body);
+            self.tail.truncate(tail);
+            self.keys.truncate(keys);
+            self.places.truncate(places);
+            (self.arguments, self.run) = (arguments, run);
+            return Err(unfit);
         }
+        self.tasks.push(index);
+        if let Some(run) = &mut self.run {
+            run.tasks += 1;
+            let done = if run.then.is_some() { 0 } else { run.tasks };
+            write_count(&mut self.body, run.counts, done);
+            // Behind the digits: CR, LF, and the header of the next.
+            write_count(&mut self.body, run.counts + COUNT + 6, run.arguments);
+        }
+        Ok(())
     }
 
-    fn add_entry(&mut self, format: Format, key: usize, task: &Task) -> Result<(), Unfit> {
-        let count = 2 * message::fields(format, task);
-        resp::write_bulk(&mut self.body, key.to_string().as_bytes());
-        resp::write_bulk(&mut self.body, id(task.position).as_bytes());
-        resp::write_bulk(&mut self.body, count.to_string().as_bytes());
-        self.arguments += 3 + count;
-        message::write_entry(&mut self.body, format, task)
-    }
-
-    fn add_message(&mut self, format: Format, key: usize, task: &Task) -> Result<(), Unfit> {
-        let run = match self.run {
-            Some((of, place, len)) if of == key && len < MAX_RUN => (of, place, len + 1),
-            _ => {
-                resp::write_bulk(&mut self.body, key.to_string().as_bytes());
-                resp::write_header(&mut self.body, b'$', COUNT);
-                let place = self.body.len();
-                self.body.extend_from_slice(&[b'0'; COUNT]);
-                self.body.extend_from_slice(b"\r\n");
-                self.arguments += 2;
-                (key, place, 1)
-            }
-        };
-        self.run = Some(run);
-        self.arguments += 1;
-        message::write_message(&mut self.body, format, task)
-    }
-
-    /// Writes down how long the run is by now.
-    fn close_count(&mut self) {
-        if let Some((_, place, len)) = self.run
-            && let Some(digits) = self.body.get_mut(place..place + COUNT)
+    /// All tasks are there.
+    pub(super) fn end_run(&mut self) {
+        let run = self.run.take();
+        if let Some(Run {
+            tasks,
+            then: Some((name, key)),
+            ..
+        }) = run
         {
-            digits.copy_from_slice(format!("{len:04}").as_bytes());
+            self.command(name, key, tasks, tasks);
+            self.body.append(&mut self.tail);
+            self.arguments += tasks;
         }
+    }
+
+    /// The places that a key belongs to.
+    pub(super) fn places_of(&self, key: usize) -> impl Iterator<Item = &[u8]> {
+        let places = self.places.iter();
+        places.filter_map(move |(name, keys)| keys.contains(&key).then_some(name.as_slice()))
+    }
+
+    /// The index of a place's first key; `open` gives all of them, where the place is new.
+    pub(in crate::sink) fn first_key(
+        &mut self,
+        place: &[u8],
+        open: impl FnOnce(&mut Group) -> Vec<usize>,
+    ) -> usize {
+        match self.places.iter().rfind(|(name, _)| name == place) {
+            Some((_, keys)) => keys.first().copied().unwrap_or_default(),
+            None => {
+                let keys = open(self);
+                let first = keys.first().copied().unwrap_or_default();
+                self.places.push((place.to_vec(), keys));
+                first
+            }
+        }
+    }
+
+    /// Goes on with the run of this place, or begins one. `open` is given the group, and whether the place is new to it; it
+    /// gives back the place's keys, the command to which each task adds arguments, and the one that follows.
+    pub(in crate::sink) fn enter(
+        &mut self,
+        place: &[u8],
+        open: impl FnOnce(&mut Group, bool) -> (Vec<usize>, Command, Option<Command>),
+    ) {
+        if self.run.is_some() {
+            return;
+        }
+        let known = self.places.iter().position(|(name, _)| name == place);
+        let (keys, (name, key), then) = open(self, known.is_none());
+        let place = known.unwrap_or_else(|| {
+            self.places.push((place.to_vec(), keys));
+            self.places.len() - 1
+        });
+        self.command(name, key, 0, 0);
+        // Two counts of so many digits, each with its line's end, and a header between.
+        let counts = self.body.len() - (2 * (COUNT + 2) + 4);
+        self.run = Some(Run {
+            place,
+            counts,
+            tasks: 0,
+            arguments: 0,
+            then,
+        });
+    }
+
+    /// A letter for each key, that says what it must be.
+    pub(in crate::sink) fn kinds(&self) -> Vec<u8> {
+        self.keys.iter().map(|key| key.kind.letter()).collect()
+    }
+
+    /// The index of a key of the script.
+    pub(in crate::sink) fn key(&mut self, name: &[u8], kind: Kind) -> usize {
+        match self.keys.iter().rposition(|key| key.name == name) {
+            Some(key) => key,
+            None => {
+                let name = name.to_vec();
+                self.keys.push(Key { name, kind });
+                self.keys.len() - 1
+            }
+        }
+    }
+
+    /// A command of its own, before those of the run.
+    pub(in crate::sink) fn first(&mut self, (name, key): Command, argument: &[u8]) {
+        self.command(name, key, 0, 1);
+        resp::write_bulk(&mut self.body, argument);
+        self.arguments += 1;
+    }
+
+    /// An argument, of the run's first command if there is a run.
+    pub(in crate::sink) fn argument(
+        &mut self,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<(), Unfit>,
+    ) -> Result<(), Unfit> {
+        let mut written = Ok(());
+        resp::write_bulk_with(&mut self.body, |out| written = write(out));
+        self.arguments += 1;
+        if let Some(run) = &mut self.run {
+            run.arguments += 1;
+        }
+        written
+    }
+
+    /// The task's argument of the command that follows.
+    pub(in crate::sink) fn then_argument(&mut self, argument: &[u8]) {
+        resp::write_bulk(&mut self.tail, argument);
+    }
+
+    fn command(&mut self, name: &str, key: usize, done: usize, arguments: usize) {
+        resp::write_bulk(&mut self.body, name.as_bytes());
+        resp::write_bulk(&mut self.body, key.to_string().as_bytes());
+        for count in [done, arguments] {
+            resp::write_bulk(&mut self.body, format!("{count:0COUNT$}").as_bytes());
+        }
+        self.arguments += 4;
     }
 }
 
-/// The id of an entry: the commit's LSN, and the row's number in its transaction, with room for those that are late.
-fn id(position: Position) -> String {
-    let Position {
-        commit_lsn,
-        ordinal,
-    } = position;
-    format!("{}-{}", commit_lsn.0.max(1), ordinal.saturating_mul(ROOM))
+/// Overwrites a count.
+fn write_count(body: &mut [u8], at: usize, count: usize) {
+    if let Some(digits) = body.get_mut(at..at + COUNT) {
+        digits.copy_from_slice(format!("{count:0COUNT$}").as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::{Field, Position};
+
+    const COMMAND: (&str, usize) = ("HSET", 0);
+
+    /// Two commands for a place, and one before; a task without a name is unfit.
+    struct Pairs;
+
+    impl Form for Pairs {
+        fn wording(&self) -> &'static crate::sink::redis_client::outcome::Wording {
+            &super::super::script::WORDING
+        }
+
+        fn script(&self) -> &'static [u8] {
+            b""
+        }
+
+        fn how(&self, _group: &Group) -> (std::borrow::Cow<'static, [u8]>, String) {
+            Default::default()
+        }
+
+        fn place(&self, _: &Task, _: Timestamp, _: &mut Vec<u8>) -> Result<(), Unfit> {
+            Ok(())
+        }
+
+        fn add(
+            &self,
+            group: &mut Group,
+            place: &[u8],
+            task: &Task,
+            _now: Timestamp,
+        ) -> Result<(), Unfit> {
+            group.enter(place, |group, is_new| {
+                let hash = group.key(&[place, b".h"].concat(), Kind::Hash);
+                let list = group.key(place, Kind::List);
+                if is_new {
+                    group.first(("SADD", hash), b"x");
+                }
+                (vec![hash, list], (COMMAND.0, hash), Some(("RPUSH", list)))
+            });
+            group.argument(|out| {
+                out.extend_from_slice(task.id().as_bytes());
+                Ok(())
+            })?;
+            group.then_argument(task.id().as_bytes());
+            group.argument(|_| match task.name() {
+                "" => Err(Unfit::new("no name")),
+                _ => Ok(()),
+            })
+        }
+
+        fn look(&self) -> super::super::form::Look {
+            Default::default()
+        }
+    }
+
+    fn arguments(group: &Group) -> Vec<String> {
+        let mut rest = group.body.as_slice();
+        let mut found = Vec::new();
+        while let Ok(Some((resp::Reply::Bulk(Some(text)), len))) = resp::parse(rest) {
+            found.push(String::from_utf8(text.to_vec()).unwrap());
+            rest = &rest[len..];
+        }
+        assert!(rest.is_empty());
+        found
+    }
+
+    #[test]
+    fn tasks_that_follow_each_other_share_their_commands() {
+        let mut group = Group::default();
+        group.begin(0);
+        for (n, (id, place, name)) in [
+            ("1", "a", ""),
+            ("2", "a", "t"),
+            ("3", "a", ""),
+            ("4", "a", "t"),
+            ("5", "b", ""),
+            ("6", "b", "t"),
+            ("7", "a", "t"),
+            ("8", "c", ""),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let fields = [(Field::Id, id), (Field::Task, name)];
+            let task = Task::from_fields(fields, Position::default(), Timestamp(0));
+            let added = group.add(&Pairs, place.as_bytes(), (&task, n), Timestamp(0));
+            assert_eq!(added.is_ok(), !name.is_empty(), "{id}");
+        }
+        group.end_run();
+        let words = "SADD 0 0000 0001 x HSET 0 0000 0004 2  4  RPUSH 1 0002 0002 2 4 \
+                     SADD 2 0000 0001 x HSET 2 0000 0002 6  RPUSH 3 0001 0001 6 \
+                     HSET 0 0000 0002 7  RPUSH 1 0001 0001 7";
+        assert_eq!(arguments(&group).join(" "), words);
+        assert_eq!(group.arguments, arguments(&group).len());
+        assert_eq!(group.tasks, [1, 3, 5, 6]);
+        let names: Vec<&[u8]> = group.keys.iter().map(|key| key.name.as_slice()).collect();
+        assert_eq!(names, [&b"a.h"[..], b"a", b"b.h", b"b"]);
+        assert_eq!(group.places_of(1).collect::<Vec<_>>(), [b"a"]);
+        assert_eq!(group.places_of(2).collect::<Vec<_>>(), [b"b"]);
+    }
 }

@@ -206,11 +206,11 @@ pub(super) fn refused(nodes: &Nodes, refusal: &Refusal) -> Outage {
     let words = match refusal.code.as_str() {
         "NOPERM" => format!(
             "url's user lacks rights: ACL SETUSER ... {}, and the keys {}",
-            script::WORDING.rights,
-            script::WORDING.keys
+            nodes.wording().rights,
+            nodes.wording().keys
         ),
         "WRONGTYPE" => "a key that begins with aftercommit: is not ours: delete it".to_owned(),
-        _ => match outcome::judge(refusal, b"", &script::WORDING) {
+        _ => match outcome::judge(refusal, b"", nodes.wording()) {
             outcome::Verdict::Outage(cause) => cause.to_string(),
             _ => worded(&refusal.code, &refusal.text),
         },

@@ -57,17 +57,15 @@ pub(super) fn write_entry(out: &mut Vec<u8>, format: Format, task: &Task) -> Res
         }
     }
     resp::write_bulk(out, b"data");
-    write_message(out, format, task)
+    let mut written = Ok(());
+    resp::write_bulk_with(out, |out| written = write_message(out, format, task));
+    written
 }
 
-/// Appends a message, as one argument.
+/// Appends a message.
 pub(super) fn write_message(out: &mut Vec<u8>, format: Format, task: &Task) -> Result<(), Unfit> {
     match format {
-        Format::Json => {
-            let mut written = Ok(());
-            resp::write_bulk_with(out, |out| written = plain::write(out, task));
-            written
-        }
+        Format::Json => plain::write(out, task),
         Format::Payload => match (task.get(Field::Payload), task.get(Field::Body)) {
             (Some(payload), None) => {
                 check(
@@ -75,13 +73,13 @@ pub(super) fn write_message(out: &mut Vec<u8>, format: Format, task: &Task) -> R
                     Field::Payload,
                     json::kind(payload).unwrap_or(Kind::Object),
                 )?;
-                resp::write_bulk(out, payload);
+                out.extend_from_slice(payload);
                 Ok(())
             }
             (None, Some(body)) => {
                 let body = decode_bytea(body);
                 let words = "body must be a bytea column (in hexadecimal form)";
-                resp::write_bulk(out, &body.ok_or(Unfit::new(words))?);
+                out.extend_from_slice(&body.ok_or(Unfit::new(words))?);
                 Ok(())
             }
             (Some(_), Some(_)) => Err(Unfit::new("payload and body exclude each other")),

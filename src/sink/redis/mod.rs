@@ -27,12 +27,14 @@
 //! week after the last batch. It is as durable as what is beside it. No more than 4 MiB of notes are kept: who falls further
 //! behind may repeat the rest when it is killed.
 
-mod batch;
+pub(super) mod batch;
+mod events;
+pub(super) mod form;
 mod ledgers;
 mod message;
 mod probe;
-mod push;
-mod script;
+pub(super) mod push;
+pub(super) mod script;
 mod send;
 
 use std::path::PathBuf;
@@ -41,6 +43,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use self::events::{Entries, Messages};
+use self::form::Form;
 pub use self::message::Format;
 use self::push::Pusher;
 use super::broker_url::client_config;
@@ -93,19 +97,11 @@ pub enum Push {
     Right,
 }
 
-/// What tasks go to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Shape {
-    Stream,
-    List,
-}
-
-impl Shape {
-    /// The key of the setting that names it.
-    fn setting(self) -> &'static str {
+impl Push {
+    fn command(self) -> &'static str {
         match self {
-            Shape::Stream => "stream",
-            Shape::List => "list",
+            Push::Left => "LPUSH",
+            Push::Right => "RPUSH",
         }
     }
 }
@@ -115,10 +111,11 @@ fn default_timeout() -> Duration {
 }
 
 impl Config {
-    fn target(&self) -> Result<(Shape, &Template), Invalid> {
-        let (shape, name) = match (&self.stream, &self.list) {
-            (Some(stream), None) => (Shape::Stream, stream),
-            (None, Some(list)) => (Shape::List, list),
+    /// The stream or list, and its setting.
+    fn target(&self) -> Result<(&'static str, &Template), Invalid> {
+        let (setting, name) = match (&self.stream, &self.list) {
+            (Some(stream), None) => ("stream", stream),
+            (None, Some(list)) => ("list", list),
             (None, None) => {
                 return Err(Invalid::new(
                     "stream",
@@ -130,15 +127,32 @@ impl Config {
             }
         };
         if name.fixed() == Some("") {
-            return Err(Invalid::new(shape.setting(), "must not be empty"));
+            return Err(Invalid::new(setting, "must not be empty"));
         }
         if name.is_open() {
             return Err(Invalid::new(
-                shape.setting(),
+                setting,
                 "begins with a field, so that a row could choose any key of this Redis: begin with a literal, as in \"events:{task}\"",
             ));
         }
-        Ok((shape, name))
+        Ok((setting, name))
+    }
+
+    fn form(&self) -> Result<Box<dyn Form>, Invalid> {
+        let (_, name) = self.target()?;
+        Ok(match self.list {
+            Some(_) => Box::new(Messages {
+                list: name.clone(),
+                format: self.format,
+                push: self.push,
+            }),
+            None => Box::new(Entries {
+                stream: name.clone(),
+                format: self.format,
+                maxlen: self.maxlen,
+                max_age: self.max_age,
+            }),
+        })
     }
 }
 
@@ -152,11 +166,11 @@ impl Settings for Config {
                 return Err(Invalid::new("url_file", "and url exclude each other"));
             }
         }
-        let (shape, _) = self.target()?;
-        if shape == Shape::List && self.maxlen.is_some() {
+        let (setting, _) = self.target()?;
+        if setting == "list" && self.maxlen.is_some() {
             return Err(Invalid::new("maxlen", "is for streams"));
         }
-        if shape == Shape::List && !self.max_age.is_zero() {
+        if setting == "list" && !self.max_age.is_zero() {
             return Err(Invalid::new("max_age", "is for streams"));
         }
         if self.maxlen.is_some() && !self.max_age.is_zero() {
@@ -165,7 +179,7 @@ impl Settings for Config {
         if self.maxlen == Some(0) {
             return Err(Invalid::new("maxlen", "must be at least 1"));
         }
-        if shape == Shape::Stream && self.push != Push::default() {
+        if setting == "stream" && self.push != Push::default() {
             return Err(Invalid::new("push", "is for lists"));
         }
         if self.timeout.is_zero() {
@@ -189,7 +203,9 @@ impl Settings for Config {
         };
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
-        Ok(Box::new(Pusher::new(servers, tls, self)?))
+        let form = self.form()?;
+        let pusher = Pusher::new(servers, tls, form, self.replicas, self.timeout);
+        Ok(Box::new(pusher))
     }
 }
 

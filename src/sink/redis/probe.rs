@@ -1,10 +1,11 @@
 //! What the servers say of themselves that concerns streams and lists: whether they take them, and whether they keep them.
 
-use super::Shape;
+use super::form::Look;
 use super::push::Pusher;
-use super::script::{self, WORDING};
+use super::script;
 use crate::sink::redis_client::describe;
 use crate::sink::redis_client::nodes::Errand;
+use crate::sink::redis_client::outcome::shown;
 use crate::sink::redis_client::resp::{self, Reply};
 use crate::sink::redis_client::servers::Servers;
 use crate::sink::redis_client::slots::slot;
@@ -27,9 +28,9 @@ impl Pusher {
         let places = self.nodes.places().await?;
         let mut info = Vec::new();
         resp::write_command(&mut info, &[b"INFO"]);
-        let name = self.name.fixed().map(|name| name.as_bytes().to_vec());
-        let at = name.as_ref().map_or(0, |name| slot(name));
-        let look = self.question(name.as_deref(), at);
+        let look = self.form.look();
+        let at = look.keys.first().map_or(0, |(key, _)| slot(key));
+        let question = self.question(&look, at);
         let ask = |slot: u16, request| Errand {
             slot,
             request: vec![request],
@@ -55,28 +56,45 @@ impl Pusher {
                 }
             }));
         }
-        let answer = self.nodes.run(&[ask(at, &look)]).await.pop();
-        sights.extend(self.rights(answer.unwrap_or_else(|| Ok(Vec::new()))?.pop()));
+        let answer = self.nodes.run(&[ask(at, &question)]).await.pop();
+        let answer = answer.unwrap_or_else(|| Ok(Vec::new()))?.pop();
+        sights.extend(self.rights(&look, answer));
         Ok(sights)
     }
 
-    fn question(&self, name: Option<&[u8]>, slot: u16) -> Vec<u8> {
-        let ledger = self.ledgers.key(&"", slot);
-        let keys: Vec<&[u8]> = std::iter::once(ledger.as_bytes()).chain(name).collect();
-        let count = keys.len().to_string();
-        let push = match self.shape {
-            Shape::Stream => b"XADD",
-            Shape::List => self.how,
-        };
+    fn question(&self, look: &Look, slot: u16) -> Vec<u8> {
+        let ledger = self.ledgers.key(&"", slot).into_bytes();
+        let commands: [&[&[u8]]; 6] = [
+            &[b"HGET", &ledger, b""],
+            &[b"HSET", &ledger, b"", b""],
+            &[b"HDEL", &ledger, b""],
+            &[b"HKEYS", &ledger],
+            &[b"HMGET", &ledger, b""],
+            &[b"EXPIRE", &ledger, b"1"],
+        ];
+        let ours = commands.into_iter().map(<[&[u8]]>::to_vec);
+        let theirs = look.commands.iter();
+        let theirs = theirs.map(|words| words.iter().map(Vec::as_slice).collect());
+        let commands: Vec<Vec<&[u8]>> = ours.chain(theirs).collect();
+        let words = commands.iter().map(|words| 1 + words.len()).sum::<usize>();
         let mut request = Vec::new();
-        let head = [b"EVAL", script::LOOK, count.as_bytes()];
-        let arguments: Vec<&[u8]> = head.into_iter().chain(keys).chain([push]).collect();
-        resp::write_command(&mut request, &arguments);
+        resp::write_header(&mut request, b'*', 4 + look.keys.len() + words);
+        let mut write = |argument: &[u8]| resp::write_bulk(&mut request, argument);
+        write(b"EVAL");
+        write(script::LOOK);
+        write((1 + look.keys.len()).to_string().as_bytes());
+        write(&ledger);
+        look.keys.iter().for_each(|(key, _)| write(key));
+        for words in commands {
+            write(words.len().to_string().as_bytes());
+            words.into_iter().for_each(&mut write);
+        }
         request
     }
 
-    fn rights(&self, answer: Option<Reply>) -> Vec<Sight> {
-        let remedy = format!("ACL SETUSER ... {}, {}", WORDING.rights, WORDING.keys);
+    fn rights(&self, look: &Look, answer: Option<Reply>) -> Vec<Sight> {
+        let wording = self.nodes.wording();
+        let remedy = format!("ACL SETUSER ... {}, {}", wording.rights, wording.keys);
         let lacks = |words: String| vec![Sight::Fault(words, remedy.clone())];
         let parts = match answer {
             Some(Reply::Array(Some(parts))) => parts,
@@ -92,10 +110,8 @@ impl Pusher {
             Reply::Bulk(Some(word)) => String::from_utf8(word).ok(),
             _ => None,
         });
-        let (expected, kind) = match self.shape {
-            Shape::Stream => ("stream", words.next()),
-            Shape::List => ("list", words.next()),
-        };
+        // The first one is the ledger, which the first batch looks at.
+        let kinds: Vec<String> = words.by_ref().take(1 + look.keys.len()).collect();
         let missing: Vec<String> = words.collect();
         let mut sights = Vec::new();
         if !missing.is_empty() {
@@ -104,13 +120,12 @@ impl Pusher {
                 missing.join(", ")
             )));
         }
-        if let (Some(name), Some(kind)) = (self.name.fixed(), kind)
-            && kind != "none"
-            && kind != expected
-        {
-            let words = format!("the key {name:?} is a {kind} and no {expected}");
-            let remedy = "another program uses it: delete or rename it, or take another name";
-            sights.push(Sight::Fault(words, remedy.to_owned()));
+        for ((name, expected), kind) in look.keys.iter().zip(kinds.iter().skip(1)) {
+            if kind != "none" && kind != expected {
+                let words = format!("the key {} is a {kind} and no {expected}", shown(name));
+                let remedy = "another program uses it: delete or rename it, or take another name";
+                sights.push(Sight::Fault(words, remedy.to_owned()));
+            }
         }
         sights
     }

@@ -9,38 +9,29 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::batch::Group;
+use super::form::Form;
 use super::ledgers::Ledgers;
-use super::message::Format;
-use super::script::WORDING;
-use super::{Config, Push, Shape};
 use crate::clock;
 use crate::envelope::Unfit;
-use crate::envelope::template::Template;
-use crate::outbox::{Field, Task};
+use crate::outbox::Task;
 use crate::pg::Timestamp;
-use crate::sink::marks::{Mark, Terms};
+use crate::sink::marks::{Mark, Scope, Terms};
 use crate::sink::redis_client::nodes::Nodes;
 use crate::sink::redis_client::resp;
 use crate::sink::redis_client::servers::Servers;
 use crate::sink::redis_client::slots::slot;
-use crate::sink::{Cause, Delivery, Invalid, Outage, Outcome, Probe, Sink};
+use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sink};
 
 /// Keys of ours. No row is to write there.
 const OURS: &[u8] = b"aftercommit:";
 /// What the buffers have grown to beyond this is given back after the batch.
 const BUFFERS_KEPT: usize = 4 << 20;
 
-/// Adds tasks to streams, or pushes them to lists.
-pub(super) struct Pusher {
+/// Adds tasks to what is in Redis, in the form that it is given.
+pub(in crate::sink) struct Pusher {
     pub(super) nodes: Nodes,
     pub(super) timeout: Duration,
-    pub(super) shape: Shape,
-    pub(super) name: Template,
-    pub(super) format: Format,
-    /// Arguments of the script: how to trim and to what; or how to push.
-    pub(super) how: &'static [u8],
-    maxlen: u64,
-    max_age: Duration,
+    pub(super) form: Box<dyn Form>,
     pub(super) replicas: u32,
     /// WAIT, where there are replicas to wait for.
     pub(super) wait: Vec<u8>,
@@ -54,13 +45,14 @@ pub(super) struct Pusher {
 pub(super) struct Progress<'t> {
     tasks: &'t [Task],
     pub(super) terms: Option<&'t Terms>,
+    now: Timestamp,
     /// Of each task.
     pub(super) marks: Vec<Mark>,
     targets: Vec<Target>,
     pub(super) outcomes: Vec<Option<Outcome>>,
     /// Keys of tasks of which one was not delivered.
     stopped: HashSet<&'t [u8]>,
-    /// Streams or lists that are not for us.
+    /// Places that are not for us.
     pub(super) forbidden: HashMap<Vec<u8>, Outcome>,
     /// Slots whose ledger was taken from us in this batch.
     pub(super) fenced: HashSet<u16>,
@@ -73,48 +65,39 @@ pub(super) struct Progress<'t> {
 
 /// Where a task goes.
 struct Target {
-    key: Result<Vec<u8>, Unfit>,
+    place: Result<Vec<u8>, Unfit>,
     slot: u16,
 }
 
 impl Pusher {
-    pub(super) fn new(
+    pub(in crate::sink) fn new(
         servers: Servers,
         tls: Option<Arc<ClientConfig>>,
-        config: &Config,
-    ) -> Result<Pusher, Invalid> {
-        let (shape, name) = config.target()?;
-        let how: &[u8] = match (shape, config.push, config.maxlen) {
-            (Shape::List, Push::Left, _) => b"LPUSH",
-            (Shape::List, Push::Right, _) => b"RPUSH",
-            (Shape::Stream, _, Some(_)) => b"MAXLEN",
-            (Shape::Stream, _, None) if !config.max_age.is_zero() => b"AGE",
-            (Shape::Stream, _, None) => b"",
-        };
+        form: Box<dyn Form>,
+        replicas: u32,
+        timeout: Duration,
+    ) -> Pusher {
         let mut wait = Vec::new();
-        if config.replicas > 0 {
-            let (replicas, ms) = (config.replicas.to_string(), config.timeout.as_millis() / 2);
-            let arguments =
-                [b"WAIT", replicas.as_bytes(), ms.to_string().as_bytes()].map(<[u8]>::to_vec);
+        if replicas > 0 {
+            let arguments = [
+                b"WAIT".to_vec(),
+                replicas.to_string().into_bytes(),
+                (timeout.as_millis() / 2).to_string().into_bytes(),
+            ];
             let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
             resp::write_command(&mut wait, &arguments);
         }
-        let nodes = Nodes::new(servers, tls, &WORDING);
-        Ok(Pusher {
+        let nodes = Nodes::new(servers, tls, form.wording());
+        Pusher {
             ledgers: Ledgers::new(nodes.is_cluster()),
             nodes,
-            timeout: config.timeout,
-            shape,
-            name: name.clone(),
-            format: config.format,
-            how,
-            maxlen: config.maxlen.unwrap_or_default(),
-            max_age: config.max_age,
-            replicas: config.replicas,
+            timeout,
+            form,
+            replicas,
             wait,
             midway: false,
             groups: Vec::new(),
-        })
+        }
     }
 
     async fn push(
@@ -129,11 +112,13 @@ impl Pusher {
             Some(_) => tasks.iter().map(Mark::of).collect(),
             None => Vec::new(),
         };
+        let now = clock::now();
         let mut progress = Progress {
             tasks,
             terms,
+            now,
             marks,
-            targets: tasks.iter().map(|task| self.target(task)).collect(),
+            targets: tasks.iter().map(|task| self.target(task, now)).collect(),
             outcomes: vec![None; tasks.len()],
             stopped: HashSet::new(),
             forbidden: HashMap::new(),
@@ -143,13 +128,13 @@ impl Pusher {
             late: 0,
         };
         loop {
-            let closed = self.gather(&mut progress);
-            if let Some(terms) = terms
-                && !closed.is_empty()
-            {
-                self.ledgers.open(&mut self.nodes, &closed, terms).await?;
-                continue;
+            if let Some(terms) = terms {
+                let closed = self.closed(&progress, &terms.scope);
+                if !closed.is_empty() {
+                    self.ledgers.open(&mut self.nodes, &closed, terms).await?;
+                }
             }
+            self.gather(&mut progress);
             if self.groups.iter().all(|group| group.tasks.is_empty()) {
                 break;
             }
@@ -171,28 +156,9 @@ impl Pusher {
             .collect())
     }
 
-    /// To what a stream is trimmed.
-    pub(super) fn limit(&self) -> String {
-        if self.max_age.is_zero() {
-            return self.maxlen.to_string();
-        }
-        let age = i64::try_from(self.max_age.as_micros()).unwrap_or(i64::MAX);
-        let oldest = Timestamp(clock::now().0.saturating_sub(age)).rfc3339();
-        oldest.map(|time| time.to_string()).unwrap_or_default()
-    }
-
-    fn target(&self, task: &Task) -> Target {
+    fn target(&self, task: &Task, now: Timestamp) -> Target {
         let mut key = Vec::new();
-        let written = match task.get(Field::Queue).filter(|queue| !queue.is_empty()) {
-            Some(queue) => {
-                key.extend_from_slice(queue);
-                Ok(())
-            }
-            None => {
-                let name = self.name.name(task, self.shape.setting());
-                name.map(|name| key.extend_from_slice(name.as_bytes()))
-            }
-        };
+        let written = self.form.place(task, now, &mut key);
         let allowed = match key.starts_with(OURS) {
             true => Err(Unfit::new(
                 "names that begin with aftercommit: are the daemon's own",
@@ -205,14 +171,30 @@ impl Pusher {
             0
         };
         Target {
-            key: written.and(allowed).map(|()| key),
+            place: written.and(allowed).map(|()| key),
             slot,
         }
     }
 
-    /// Gathers into groups what is to be sent now. Gives back the slots whose ledgers must be opened first.
-    fn gather(&mut self, progress: &mut Progress<'_>) -> Vec<u16> {
+    /// The slots whose ledgers must be opened before anything is gathered: what waits for them must not be overtaken, not even by
+    /// the outcome of a later task of its key.
+    fn closed(&mut self, progress: &Progress<'_>, scope: &Scope) -> Vec<u16> {
         let mut closed = Vec::new();
+        for (outcome, target) in progress.outcomes.iter().zip(&progress.targets) {
+            if outcome.is_none()
+                && let Ok(place) = &target.place
+                && !progress.forbidden.contains_key(place)
+                && !closed.contains(&target.slot)
+                && !self.ledgers.is_open(target.slot, scope)
+            {
+                closed.push(target.slot);
+            }
+        }
+        closed
+    }
+
+    /// Gathers into groups what is to be sent now.
+    fn gather(&mut self, progress: &mut Progress<'_>) {
         let mut used = 0;
         // Of keys: the slot that their tasks go to now. Those for other slots go after them.
         let mut sides: HashMap<&[u8], Option<u16>> = HashMap::new();
@@ -223,26 +205,24 @@ impl Pusher {
             else {
                 continue;
             };
-            let outcome = match &target.key {
+            let side = task.key().and_then(|key| sides.get(key));
+            if side == Some(&None) {
+                continue;
+            }
+            let outcome = match &target.place {
                 _ if task.key().is_some_and(|key| progress.stopped.contains(key)) => Some(
                     Outcome::Retry(Cause::new("an earlier task of its key was not delivered")),
                 ),
                 Err(unfit) => Some(Outcome::Reject(Cause::new(unfit.clone().into_words()))),
-                Ok(key) => progress.forbidden.get(key).cloned(),
+                Ok(place) => progress.forbidden.get(place).cloned(),
             };
             if let Some(outcome) = outcome {
                 progress.stopped.extend(task.key());
                 put(&mut progress.outcomes, index, outcome);
                 continue;
             }
-            let Ok(name) = &target.key else { continue };
-            if let Some(terms) = progress.terms {
-                if !self.ledgers.is_open(target.slot, &terms.scope) {
-                    if !closed.contains(&target.slot) {
-                        closed.push(target.slot);
-                    }
-                    continue;
-                }
+            let Ok(place) = &target.place else { continue };
+            if progress.terms.is_some() {
                 let memory = &self.ledgers.of(target.slot).memory;
                 if !memory.is_blank()
                     && progress
@@ -283,16 +263,19 @@ impl Pusher {
             let Some(group) = self.groups.get_mut(at) else {
                 continue;
             };
-            if let Err(unfit) = group.add(self.shape, self.format, name, task, index) {
+            let added = group.add(&*self.form, place, (task, index), progress.now);
+            if let Err(unfit) = added {
                 progress.stopped.extend(task.key());
                 let cause = Cause::new(unfit.into_words());
                 put(&mut progress.outcomes, index, Outcome::Reject(cause));
             }
         }
-        for group in self.groups.iter_mut().skip(used) {
-            group.begin(0);
+        for (at, group) in self.groups.iter_mut().enumerate() {
+            match at < used {
+                true => group.end_run(),
+                false => group.begin(0),
+            }
         }
-        closed
     }
 }
 
@@ -335,6 +318,10 @@ impl Sink for Pusher {
 
     fn probe(&mut self) -> Probe<'_> {
         Box::pin(self.look())
+    }
+
+    fn keeps(&self) -> Duration {
+        self.form.keeps()
     }
 }
 

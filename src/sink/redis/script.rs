@@ -9,7 +9,7 @@
 //! | owner | our name in the ledger; empty: no ledger |
 //! | number, note | the note; see `sink/marks.rs` |
 //! | expiry | of the ledger, in seconds |
-//! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; for lists: LPUSH or RPUSH |
+//! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; else a letter for each key: what it must be |
 //! | count, numbers | of notes to take away |
 //! | tasks | see [`super::batch`] |
 
@@ -34,30 +34,33 @@ return redis.call('HKEYS', KEYS[1])";
 /// Does nothing; but may we?
 pub(super) const TRY: &[u8] = b"return 1";
 
-/// Changes nothing: tells what the second key is, and which commands we may not use. KEYS: a ledger, the stream or list, where
-/// its name is known. ARGV: the command that pushes.
-pub(super) const LOOK: &[u8] = b"local key = KEYS[2] or KEYS[1] \
-local seen = {redis.call('TYPE', key).ok} \
-local needed = {{'HGET', KEYS[1], ''}, {'HSET', KEYS[1], '', ''}, {'HDEL', KEYS[1], ''}, {'HKEYS', KEYS[1]}, \
-{'HMGET', KEYS[1], ''}, {'EXPIRE', KEYS[1], '1'}} \
-if ARGV[1] == 'XADD' then \
-for _, command in ipairs({{'XADD', key, '*', '', ''}, {'XRANGE', key, '-', '+'}, {'XINFO', 'STREAM', key}, \
-{'XTRIM', key, 'MAXLEN', '1'}}) do needed[#needed + 1] = command end \
-else needed[#needed + 1] = {ARGV[1], key, ''} end \
-for _, command in ipairs(needed) do \
-if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(command)) then seen[#seen + 1] = command[1] end \
+/// Changes nothing: tells what the keys are, and which commands we may not use. KEYS: a ledger, and the others whose names are
+/// known. ARGV: for each command, how many words it has, and they.
+pub(super) const LOOK: &[u8] = b"local seen, i = {}, 1 \
+for k = 1, #KEYS do seen[k] = redis.call('TYPE', KEYS[k]).ok end \
+while i <= #ARGV do \
+local last = i + ARGV[i] \
+if redis.acl_check_cmd and not redis.acl_check_cmd(unpack(ARGV, i + 1, last)) then seen[#seen + 1] = ARGV[i + 1] end \
+i = last + 1 \
 end \
 return seen";
 
+/// What the letter of the key `k` says that it must be.
+macro_rules! kind {
+    () => {
+        "({l = 'list', h = 'hash', s = 'set', z = 'zset', x = 'stream', t = 'string'})[string.sub(ARGV[5], k - base, k - base)]"
+    };
+}
+
 macro_rules! script {
-    ($kind:literal, $push:literal) => {
+    ($kind:expr, $push:literal) => {
         concat!(
             "local base, gone = ARGV[1] ~= '' and 1 or 0, tonumber(ARGV[7]) ",
             "if base == 1 and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return {'fenced'} end ",
             "local wrong = {'wrong'} ",
             "for k = base + 1, #KEYS do ",
             "local kind = redis.call('TYPE', KEYS[k]).ok ",
-            "if kind ~= 'none' and kind ~= '", $kind, "' then wrong[#wrong + 1] = k - base - 1 end ",
+            "if kind ~= 'none' and kind ~= ", $kind, " then wrong[#wrong + 1] = k - base - 1 end ",
             "end ",
             "if #wrong > 1 then return wrong end ",
             "local i, pushed, late, there = 8 + gone, 0, 0, 0 ",
@@ -79,7 +82,7 @@ macro_rules! script {
 /// Entries that are too old go as many at a time as have come, and some more: by the commit that stands in them, since nobody's
 /// clock is in an id.
 pub(super) const PUSH_TO_STREAMS: &[u8] = script!(
-    "stream",
+    "'stream'",
     "local tops = {} \
 local function behind(key) \
 if not tops[key] then \
@@ -116,14 +119,59 @@ if (committed(oldest[n]) or ARGV[6]) < ARGV[6] then redis.pcall('XTRIM', KEYS[k]
 end end end end "
 );
 
-/// Tasks for one list that follow each other are pushed at once.
-pub(super) const PUSH_TO_LISTS: &[u8] = script!(
-    "list",
+/// Tasks are commands, each with one key.
+pub(in crate::sink) const RUN_COMMANDS: &[u8] = script!(
+    kind!(),
     "while i <= #ARGV do \
-local key, last = KEYS[base + 1 + ARGV[i]], i + 1 + ARGV[i + 1] \
-local length = redis.pcall(ARGV[5], key, unpack(ARGV, i + 2, last)) \
-if type(length) == 'table' then return {'stopped', pushed, tonumber(ARGV[i]), length.err} end \
-i, pushed = last + 1, pushed + last - i - 1 \
+local last = i + 3 + ARGV[i + 3] \
+local reply = redis.pcall(ARGV[i], KEYS[base + 1 + ARGV[i + 1]], unpack(ARGV, i + 4, last)) \
+if type(reply) == 'table' and reply.err then return {'stopped', pushed, tonumber(ARGV[i + 1]), reply.err} end \
+i, pushed = last + 1, pushed + ARGV[i + 2] \
+end "
+);
+
+/// Tasks are jobs of BullMQ, which is told of each as its own script does it: the hash, the list or the set of what waits, the
+/// marker that wakes workers, and the events. A job that is there already stays as it is.
+///
+/// KEYS of a queue, one after the other: wait, paused, active, prioritized, pc, meta, events, marker. A job: index of the first
+/// of them, key of its hash, id, name, data, options, timestamp, priority, and the command that pushes.
+///
+/// Version 5 moves what waits in a queue that is paused to another list; version 6 does not.
+pub(in crate::sink) const ADD_BULLMQ_JOBS: &[u8] = script!(
+    kind!(),
+    "local queues = {} \
+local function queue(first) \
+local known = queues[first] \
+if known then return known end \
+local meta = KEYS[first + 5] \
+local about = redis.call('HMGET', meta, 'paused', 'concurrency', 'opts.maxLenEvents', 'version') \
+known = {wait = KEYS[first], quiet = about[1] and true, most = about[3] or '10000'} \
+if not about[3] then redis.call('HSET', meta, 'opts.maxLenEvents', known.most) end \
+if about[1] and (tonumber(string.match(about[4] or '', ':(%d+)')) or 0) < 6 then known.wait = KEYS[first + 1] end \
+if about[2] and redis.call('LLEN', KEYS[first + 2]) >= tonumber(about[2]) then known.quiet = true end \
+queues[first] = known \
+return known \
+end \
+while i <= #ARGV do \
+local first, hash, id, priority = base + 1 + ARGV[i], ARGV[i + 1], ARGV[i + 2], tonumber(ARGV[i + 7]) \
+local function stopped(reply) return {'stopped', pushed, tonumber(ARGV[i]), reply.err} end \
+local to = queue(first) \
+if redis.call('EXISTS', hash) == 1 then there = there + 1 \
+else \
+local reply = redis.pcall('HSET', hash, 'name', ARGV[i + 3], 'data', ARGV[i + 4], 'opts', ARGV[i + 5], \
+'timestamp', ARGV[i + 6], 'delay', '0', 'priority', ARGV[i + 7]) \
+if type(reply) == 'table' then return stopped(reply) end \
+if priority > 0 then \
+local count = redis.pcall('INCR', KEYS[first + 4]) \
+reply = type(count) == 'table' and count or \
+redis.pcall('ZADD', KEYS[first + 3], string.format('%.0f', priority * 4294967296 + count % 4294967296), id) \
+else reply = redis.pcall(ARGV[i + 8], to.wait, id) end \
+if type(reply) == 'table' then redis.call('DEL', hash) return stopped(reply) end \
+if not to.quiet then redis.call('ZADD', KEYS[first + 7], '0', '0') end \
+redis.call('XADD', KEYS[first + 6], '*', 'event', 'added', 'jobId', id, 'name', ARGV[i + 3]) \
+redis.call('XADD', KEYS[first + 6], 'MAXLEN', '~', to.most, '*', 'event', 'waiting', 'jobId', id) \
+end \
+i, pushed = i + 9, pushed + 1 \
 end "
 );
 

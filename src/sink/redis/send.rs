@@ -1,10 +1,9 @@
 //! Scripts on their way, and what became of them.
 
-use super::Shape;
 use super::batch::Group;
 use super::ledgers::{EXPIRES, refused};
 use super::push::{Progress, Pusher, put};
-use super::script::{self, Done, WORDING, is_exhausted};
+use super::script::{self, Done, is_exhausted};
 use crate::sink::marks::Mark;
 use crate::sink::marks::encoding::List;
 use crate::sink::redis_client::nodes::Errand;
@@ -19,11 +18,19 @@ struct Head {
     note: usize,
 }
 
+/// A key that may not be for us.
+struct Suspect {
+    slot: u16,
+    key: Vec<u8>,
+    /// What belongs to it.
+    places: Vec<Vec<u8>>,
+}
+
 /// What is to be done once all answers are there.
 #[derive(Default)]
 struct Rest {
-    /// Keys of which one at least is not for us, each with its slot.
-    suspects: Vec<(u16, Vec<u8>)>,
+    /// Keys of which one at least is not for us.
+    suspects: Vec<Suspect>,
     /// Tasks that were pushed before their script stopped.
     unnoted: Vec<(u16, Vec<Mark>)>,
     outage: Option<Outage>,
@@ -40,7 +47,7 @@ impl Pusher {
         let mut heads = Vec::with_capacity(groups.len());
         for group in &groups {
             let marks = marks(group, group.tasks.len(), progress);
-            heads.push(self.head(group.slot, &group.keys, group.arguments, &marks, progress));
+            heads.push(self.head(group, &marks, progress));
         }
         let parts = groups.iter().zip(&heads);
         let (wait, commands) = (&self.wait, self.commands());
@@ -73,14 +80,8 @@ impl Pusher {
     }
 
     /// The head of a script for these tasks.
-    fn head(
-        &mut self,
-        slot: u16,
-        keys: &[Vec<u8>],
-        arguments: usize,
-        marks: &[Mark],
-        progress: &Progress<'_>,
-    ) -> Head {
+    fn head(&mut self, group: &Group, marks: &[Mark], progress: &Progress<'_>) -> Head {
+        let slot = group.slot;
         let mut note = List::default();
         marks.iter().for_each(|mark| note.add(*mark));
         let note = note.finish();
@@ -97,20 +98,18 @@ impl Pusher {
                 number = ledger.memory.sends(marks, terms.turn);
             }
         }
-        let script = match self.shape {
-            Shape::Stream => script::PUSH_TO_STREAMS,
-            Shape::List => script::PUSH_TO_LISTS,
-        };
+        let script = self.form.script();
+        let (how, limit) = self.form.how(group);
         let keys: Vec<&[u8]> = key
             .iter()
             .map(|key| key.as_bytes())
-            .chain(keys.iter().map(Vec::as_slice))
+            .chain(group.keys.iter().map(|key| key.name.as_slice()))
             .collect();
         let mut bytes = Vec::with_capacity(script.len() + note.len() + 512);
         resp::write_header(
             &mut bytes,
             b'*',
-            3 + keys.len() + 7 + gone.len() + arguments,
+            3 + keys.len() + 7 + gone.len() + group.arguments,
         );
         resp::write_bulk(&mut bytes, b"EVAL");
         resp::write_bulk(&mut bytes, script);
@@ -121,8 +120,8 @@ impl Pusher {
         resp::write_bulk(&mut bytes, number.to_string().as_bytes());
         resp::write_bulk(&mut bytes, &note);
         resp::write_bulk(&mut bytes, EXPIRES);
-        resp::write_bulk(&mut bytes, self.how);
-        resp::write_bulk(&mut bytes, self.limit().as_bytes());
+        resp::write_bulk(&mut bytes, &how);
+        resp::write_bulk(&mut bytes, limit.as_bytes());
         resp::write_bulk(&mut bytes, gone.len().to_string().as_bytes());
         for number in gone {
             resp::write_bulk(&mut bytes, number.to_string().as_bytes());
@@ -168,15 +167,15 @@ impl Pusher {
                     rest.unnoted.push((slot, marks(group, pushed, progress)));
                     self.deliver_first(group, pushed, progress);
                 }
-                let key = group.keys.get(key).map_or(&[][..], Vec::as_slice);
+                let name = group.keys.get(key).map_or(&[][..], |key| &key.name);
                 let verdict = match is_exhausted(&refusal) {
                     true => Verdict::KeyRetry(Cause::new(format!(
                         "the stream {} has the largest id that there is, and takes no more: delete it, or name another",
-                        shown(key)
+                        shown(name)
                     ))),
-                    false => judge(&refusal, key, &WORDING),
+                    false => judge(&refusal, name, self.nodes.wording()),
                 };
-                self.forbid(key, verdict, progress)
+                self.forbid(group.places_of(key), verdict, progress)
             }
             Done::Wrong(keys) => {
                 self.ledgers.of(slot).memory.refused();
@@ -184,8 +183,10 @@ impl Pusher {
                     code: "WRONGTYPE".to_owned(),
                     text: String::new(),
                 };
-                for key in keys.iter().filter_map(|key| group.keys.get(*key)) {
-                    self.forbid(key, judge(&refusal, key, &WORDING), progress)?;
+                for at in keys {
+                    let name = group.keys.get(at).map_or(&[][..], |key| &key.name);
+                    let verdict = judge(&refusal, name, self.nodes.wording());
+                    self.forbid(group.places_of(at), verdict, progress)?;
                 }
                 Ok(())
             }
@@ -204,8 +205,13 @@ impl Pusher {
                 self.ledgers.of(slot).memory.refused();
                 match refusal.code.as_str() {
                     "NOPERM" => {
-                        let keys = group.keys.iter().cloned();
-                        rest.suspects.extend(keys.map(|key| (slot, key)));
+                        for (at, key) in group.keys.iter().enumerate() {
+                            rest.suspects.push(Suspect {
+                                slot,
+                                key: key.name.clone(),
+                                places: group.places_of(at).map(<[u8]>::to_vec).collect(),
+                            });
+                        }
                         Ok(())
                     }
                     _ => Err(refused(&self.nodes, &refusal)),
@@ -220,10 +226,10 @@ impl Pusher {
         }
     }
 
-    /// What a key's refusal means for its tasks.
-    fn forbid(
+    /// What a key's refusal means for the tasks of its places.
+    fn forbid<'p>(
         &self,
-        key: &[u8],
+        places: impl Iterator<Item = &'p [u8]>,
         verdict: Verdict,
         progress: &mut Progress<'_>,
     ) -> Result<(), Outage> {
@@ -232,7 +238,9 @@ impl Pusher {
             Verdict::KeyRetry(cause) => Outcome::Retry(cause),
             Verdict::KeyReject(cause) => Outcome::Reject(cause),
         };
-        progress.forbidden.insert(key.to_vec(), outcome);
+        for place in places {
+            progress.forbidden.insert(place.to_vec(), outcome.clone());
+        }
         Ok(())
     }
 
@@ -247,7 +255,7 @@ impl Pusher {
         }
         for (slot, marks) in unnoted {
             self.ledgers.answered(slot, marks.iter().copied());
-            let head = self.head(slot, &[], 0, &marks, progress);
+            let head = self.head(&Group::nothing(slot), &marks, progress);
             self.run_head(slot, &head).await?;
             let ledger = self.ledgers.of(slot);
             ledger.gone.clear();
@@ -262,7 +270,7 @@ impl Pusher {
             return Ok(());
         }
         for slot in &progress.had_at {
-            let head = self.head(*slot, &[], 0, &[], progress);
+            let head = self.head(&Group::nothing(*slot), &[], progress);
             self.run_head(*slot, &head).await?;
         }
         Ok(())
@@ -301,32 +309,34 @@ impl Pusher {
     /// A script was refused for a right: finds out whether that is about keys, and which.
     async fn find_forbidden(
         &mut self,
-        suspects: Vec<(u16, Vec<u8>)>,
+        suspects: Vec<Suspect>,
         progress: &mut Progress<'_>,
     ) -> Result<(), Outage> {
         if suspects.is_empty() {
             return Ok(());
         }
-        let question = |(_, key): &(u16, Vec<u8>)| {
+        let question = |suspect: &Suspect| {
             let mut request = Vec::new();
-            resp::write_command(&mut request, &[b"EVAL", script::TRY, b"1", key]);
+            resp::write_command(&mut request, &[b"EVAL", script::TRY, b"1", &suspect.key]);
             request
         };
         let questions: Vec<Vec<u8>> = suspects.iter().map(question).collect();
         let parts = suspects.iter().zip(&questions);
         let errands: Vec<Errand<'_>> = parts
-            .map(|((slot, _), question)| Errand {
-                slot: *slot,
+            .map(|(suspect, question)| Errand {
+                slot: suspect.slot,
                 request: vec![question],
                 commands: 1,
             })
             .collect();
         let answers = self.nodes.run(&errands).await;
         let mut found = false;
-        for ((_, key), answer) in suspects.iter().zip(answers) {
+        for (suspect, answer) in suspects.iter().zip(answers) {
             if let Some(Reply::Error(refusal)) = answer?.pop() {
                 found = true;
-                self.forbid(key, judge(&refusal, key, &WORDING), progress)?;
+                let verdict = judge(&refusal, &suspect.key, self.nodes.wording());
+                let places = suspect.places.iter().map(Vec::as_slice);
+                self.forbid(places, verdict, progress)?;
             }
         }
         let refusal = Refusal {

@@ -74,6 +74,10 @@ impl Nodes {
         &self.servers
     }
 
+    pub(in crate::sink) fn wording(&self) -> &'static Wording {
+        self.wording
+    }
+
     /// They are not what they were: connects anew, and asks again where the primary is, or the slots.
     pub(in crate::sink) fn forget(&mut self) {
         self.links.clear();

@@ -239,6 +239,25 @@ error: `sink.celery.more.timeout` must be longer than nothing
   |           ^^^^"#,
         ),
         (
+            "[sink.sidekiq.more]\nurl = \"redis+cluster://:hunter2@h\"",
+            r#"
+error: `sink.sidekiq.more.url` names a Redis Cluster, where Sidekiq cannot work
+ --> app.toml:2:7
+  |
+2 | url = "***"
+  |       ^^^^^
+  = help: name one Redis, or its sentinels"#,
+        ),
+        (
+            "[sink.dramatiq.more]\nurl = \"redis://h\"\nahead = \"8d\"",
+            r#"
+error: `sink.dramatiq.more.ahead` must be shorter than 7 days
+ --> app.toml:3:9
+  |
+3 | ahead = "8d"
+  |         ^^^^"#,
+        ),
+        (
             "[[route]]\ntask = \"a\"\nsink = \"worker\"",
             r#"
 error: there is no sink named "worker"
@@ -278,18 +297,18 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
   = help: write it like "1s..10m": the shortest pause, two dots, the longest"#,
         ),
         (
-            "[sink.bullmq.audit]\nurl = \"https://u:hunter2@h/\"",
+            "[sink.pubsub.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type bullmq is not part of this build; it has: amqp, celery, exec, nats, redis, stdout, webhook
+error: sink type pubsub is not part of this build; it has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
  --> app.toml:1:7
   |
-1 | [sink.bullmq.audit]
+1 | [sink.pubsub.audit]
   |       ^^^^^^"#,
         ),
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: amqp, celery, exec, nats, redis, stdout, webhook
+error: unknown sink type celrey; this build has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
@@ -451,7 +470,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are amqp, celery, exec, nats, redis, stdout, webhook
+  = help: write [sink.TYPE.workers]; the types are amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use aftercommit::outbox::Field;
 use aftercommit::sink::amqp;
 use aftercommit::sink::celery;
+use aftercommit::sink::dramatiq;
 use aftercommit::sink::{Settings as _, Sink};
 
 use super::{Fields, Subject};
@@ -21,6 +22,11 @@ conforms!(
 conforms!(
     celery_on_quorum_queues,
     super::OnRabbitMq::celery("quorum"),
+    if crate::support::rabbitmq::is_installed()
+);
+conforms!(
+    dramatiq_on_rabbitmq,
+    super::OnRabbitMq::dramatiq(),
     if crate::support::rabbitmq::is_installed()
 );
 conforms!(
@@ -60,6 +66,14 @@ impl OnRabbitMq {
         OnRabbitMq::new("celery", kind, |url| {
             let config = serde_json::json!({"broker_url": url});
             let config: celery::Config = serde_json::from_value(config).unwrap();
+            config.open().unwrap()
+        })
+    }
+
+    fn dramatiq() -> OnRabbitMq {
+        OnRabbitMq::new("default", "classic", |url| {
+            let config = serde_json::json!({"url": url});
+            let config: dramatiq::Config = serde_json::from_value(config).unwrap();
             config.open().unwrap()
         })
     }

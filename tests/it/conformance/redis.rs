@@ -128,7 +128,7 @@ impl Subject for OnRedis {
 }
 
 /// A sink whose tasks are handed over on terms, as a lane does.
-struct WithMarks<S>(S);
+pub(super) struct WithMarks<S>(pub(super) S);
 
 struct Marking {
     sink: Box<dyn Sink>,

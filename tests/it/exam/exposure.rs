@@ -26,6 +26,7 @@ impl Exposure {
     pub(super) async fn death(&mut self, trial: &mut Trial, born: Instant) {
         let died = Instant::now();
         let confirmed = trial.exam.confirmed_at_rest().await;
+        trial.wait_for_the_last().await;
         self.death_at(trial, born..died, confirmed, UNCONFIRMED)
             .await;
     }

@@ -3,10 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use super::outlet::over;
 use super::sheet::{Sheet, sit};
 use super::trial::{Trial, edited};
-use super::{Outlet, by_profile};
-use crate::support::exam::{CANARY_PAYLOAD, IN_FLIGHT};
+use super::{Outlet, by_profile, is_full};
+use crate::support::exam::IN_FLIGHT;
 use crate::support::wait::{PATIENCE, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -45,57 +46,63 @@ async fn one_transaction(sheet: Sheet) {
     trial.conclude(life, Outlet::Redis.duplicates(pushed)).await;
 }
 
-/// The second sink, and the routes: what the checker knows of goes where it always goes, the rest goes there.
-fn with_other(trial: &Trial) -> String {
-    let other = format!(
-        "[sink.celery.other]\nbroker_url = \"{}\"\n\n[[route]]\ntask = \"exam.row\"",
-        trial.exam.redis.url(1)
-    );
-    let config = edited(&trial.config(), "[[route]]\ntask = \"*\"", &other);
-    format!("{config}\n[[route]]\ntask = \"*\"\nsink = \"other\"\n")
+over! {"22", "a row of 100 MB; a row over the sink's limit", large_rows;
+    row_22_celery_redis: Redis, Always;
+    row_22_celery_rabbitmq: CeleryRabbitMq, InFull;
+    row_22_amqp: Amqp, InFull;
+    row_22_redis_stream: RedisStream, InFull;
+    row_22_redis_list: RedisList, InFull;
+    row_22_nats: JetStream, InFull;
+    row_22_webhook: Webhook, InFull;
+    row_22_exec: Exec, InFull;
+    row_22_stdout: Stdout, InFull;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_22() {
-    sit(
-        "22",
-        "a row of 100 MB; a row over the sink's limit",
-        large_rows,
-    )
-    .await;
+/// A row that is over an outlet's limit, in bytes; and what is said of it.
+fn over_the_limit(outlet: Outlet) -> Option<(u64, &'static str)> {
+    match outlet {
+        // base64 makes it longer by a third.
+        Outlet::Redis => Some((420_000_000, "512 MiB")),
+        Outlet::RedisStream | Outlet::RedisList => Some((540_000_000, "512 MiB")),
+        // RabbitMQ's default is 128 MiB.
+        Outlet::CeleryRabbitMq | Outlet::Amqp => Some((140_000_000, "max_message_size")),
+        // NATS's is 1 MiB.
+        Outlet::JetStream => Some((100_000_000, "max_payload")),
+        // This receiver's.
+        Outlet::Webhook => Some((160_000_000, "413")),
+        Outlet::Exec | Outlet::Stdout => None,
+    }
 }
 
-async fn large_rows(sheet: Sheet) {
+async fn large_rows(sheet: Sheet, outlet: Outlet) {
     /// `[limits] memory`, by default.
     const BUDGET: u64 = 64 << 20;
-    /// What Redis takes, as a message: base64 makes it longer by a third.
-    const OVER: u64 = 420_000_000;
-    let row: u64 = by_profile(20_000_000, 100_000_000);
-    let over = by_profile(None, Some(OVER));
-    let mut trial = Trial::new(&sheet, Outlet::Redis);
-    trial.allow_memory(BUDGET + 3 * over.unwrap_or(row));
+    let row: u64 = match outlet {
+        // As large as it takes.
+        Outlet::JetStream => 1_000_000,
+        _ => by_profile(20_000_000, 100_000_000),
+    };
+    let over = over_the_limit(outlet).filter(|_| is_full());
+    let mut trial = Trial::new(&sheet, outlet);
+    trial.allow_memory(BUDGET + 3 * over.map_or(row, |(over, _)| over));
     trial
         .exam
         .postgres
         .psql("alter table aftercommit.outbox drop constraint row_is_at_most_256_mib");
-    let config = edited(
-        &with_other(&trial),
-        "sink = \"other\"\n",
-        "sink = \"other\"\nretry = { backoff = \"50ms..500ms\" }\n",
-    );
+    let config = trial.config();
     let life = trial.start(&config);
     let mut writer = trial.exam.writer(1).await;
-    let large = |name: &str, size: u64| {
+    let large = |trial: &Trial, name: &str, size: u64| {
         trial.exam.postgres.psql(&format!(
             "insert into aftercommit.outbox (task, args) values ('{name}', json_build_array(repeat('x', {size})))"
         ));
     };
     writer.insert(100).await.expect("rows");
-    large("exam.large", row);
+    large(&trial, "exam.large", row);
     writer.insert(100).await.expect("rows");
-    if let Some(over) = over {
+    if let Some((over, words)) = over {
         let started = Instant::now();
-        large("exam.over", over);
+        large(&trial, "exam.over", over);
         writer.insert(100).await.expect("rows");
         let dead =
             "select last_error from aftercommit.hold where task = 'exam.over' and state = 'dead'";
@@ -108,7 +115,7 @@ async fn large_rows(sheet: Sheet) {
             },
         )
         .await;
-        let told = reason.contains("512 MiB");
+        let told = reason.contains(words);
         sheet.count("dead without the reason", usize::from(!told), 0);
         sheet.note(format!(
             "dead after {:.1} s: {reason}",
@@ -117,13 +124,23 @@ async fn large_rows(sheet: Sheet) {
     }
     // Neighbours flow: all of them have come.
     trial.wait_for(if over.is_some() { 300 } else { 200 }).await;
-    let arrived = eventually(PATIENCE, "the large row", || async {
-        let arrived = trial.exam.redis.lengths(1, "celery").await;
-        (!arrived.is_empty()).then_some(arrived)
-    })
-    .await;
+    let deadline = Instant::now() + PATIENCE;
+    let arrived = loop {
+        let arrived = trial.others().await;
+        if !arrived.is_empty() || Instant::now() > deadline {
+            break arrived;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     sheet.count("messages of large rows", arrived.len(), 1);
-    sheet.at_least("bytes of the large row", arrived[0], row as usize);
+    let length = arrived.iter().map(|it| it.length).max();
+    sheet.at_least(
+        "bytes of the large row",
+        length.unwrap_or_default(),
+        row as usize,
+    );
+    let others = arrived.iter().filter(|it| it.task != "exam.large");
+    sheet.count("others", others.count(), 0);
     trial.conclude(life, 0).await;
 }
 
@@ -180,14 +197,21 @@ const POISON: &[(&str, &str)] = &[
     ("payload", "'{'"),
 ];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_23() {
-    sit("23", "poison rows", poison).await;
+over! {"23", "poison rows", poison;
+    row_23_celery_redis: Redis, Always;
+    row_23_celery_rabbitmq: CeleryRabbitMq, InFull;
+    row_23_amqp: Amqp, InFull;
+    row_23_redis_stream: RedisStream, InFull;
+    row_23_redis_list: RedisList, InFull;
+    row_23_nats: JetStream, InFull;
+    row_23_webhook: Webhook, InFull;
+    row_23_exec: Exec, InFull;
+    row_23_stdout: Stdout, InFull;
 }
 
-async fn poison(sheet: Sheet) {
+async fn poison(sheet: Sheet, outlet: Outlet) {
     let rounds = by_profile(1, 20);
-    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let mut trial = Trial::new(&sheet, outlet);
     // What stands between the application and the daemon is taken away.
     trial.exam.postgres.psql(
         "do $$ declare name text; begin
@@ -200,7 +224,8 @@ async fn poison(sheet: Sheet) {
         "alter table aftercommit.outbox alter args type text, alter kwargs type text, alter payload type text,
            alter headers type text, alter options type text",
     );
-    let mut life = trial.start(&with_other(&trial));
+    let config = trial.config();
+    let mut life = trial.start(&config);
     let load = trial.load();
     let client = trial.exam.postgres.client().await;
     let mut ids = Vec::new();
@@ -229,7 +254,7 @@ async fn poison(sheet: Sheet) {
     // Each is one message or one dead row.
     let deadline = Instant::now() + 2 * PATIENCE;
     let (messages, dead) = loop {
-        let messages = everywhere(&trial).await;
+        let messages = everywhere(&mut trial).await;
         let sql = "select id from aftercommit.hold where state = 'dead'";
         let dead = client.query(sql, &[]).await.expect("the hold table");
         let dead: HashSet<String> = dead.iter().map(|row| row.get(0)).collect();
@@ -269,28 +294,11 @@ async fn poison(sheet: Sheet) {
     trial.conclude(life, 0).await;
 }
 
-/// How often each id stands in the lists of the second sink, whatever their names.
-async fn everywhere(trial: &Trial) -> HashMap<String, usize> {
-    let mut connection = trial.exam.redis.connection_to(1).await;
-    let lists: Vec<Vec<u8>> = redis::AsyncCommands::keys(&mut connection, "*")
-        .await
-        .expect("KEYS");
+/// How often each id has come, wherever it went; but for the checker's.
+async fn everywhere(trial: &mut Trial) -> HashMap<String, usize> {
     let mut found = HashMap::new();
-    // Our own key stands beside them.
-    let ours = |key: &Vec<u8>| key.starts_with(b"aftercommit:");
-    for list in lists.into_iter().filter(|key| !ours(key)) {
-        let messages: Vec<Vec<u8>> = redis::AsyncCommands::lrange(&mut connection, list, 0, -1)
-            .await
-            .expect("lists and nothing else");
-        for message in messages {
-            let message: serde_json::Value = serde_json::from_slice(&message).expect("JSON");
-            let id = message["headers"]["id"].as_str().expect("an id");
-            assert!(
-                !message.to_string().contains(CANARY_PAYLOAD),
-                "it is another sink's"
-            );
-            *found.entry(id.to_owned()).or_default() += 1;
-        }
+    for other in trial.others().await {
+        *found.entry(other.id).or_default() += 1;
     }
     found
 }

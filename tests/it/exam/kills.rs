@@ -6,36 +6,28 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::exposure::Exposure;
+use super::outlet::over;
 use super::sheet::{Sheet, sit};
 use super::trial::Trial;
 use super::{DAEMON_BACK, Outlet, by_profile};
 use crate::support::proxy::{Fault, Proxy, Way};
 use crate::support::wait::PATIENCE;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_01_redis() {
-    let scenario = |sheet| random_kills(sheet, Outlet::Redis);
-    sit(
-        "1",
-        "kill -9 of the daemon at random moments, Redis",
-        scenario,
-    )
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_01_stdout() {
-    let scenario = |sheet| random_kills(sheet, Outlet::Stdout);
-    sit(
-        "1",
-        "kill -9 of the daemon at random moments, stdout",
-        scenario,
-    )
-    .await;
+over! {"1", "kill -9 of the daemon at random moments", random_kills;
+    row_01_celery_redis: Redis, Always;
+    row_01_celery_rabbitmq: CeleryRabbitMq, Always;
+    row_01_amqp: Amqp, InFull;
+    row_01_redis_stream: RedisStream, Always;
+    row_01_redis_list: RedisList, InFull;
+    row_01_nats: JetStream, Always;
+    row_01_webhook: Webhook, Always;
+    row_01_exec: Exec, InFull;
+    row_01_stdout: Stdout, Always;
 }
 
 async fn random_kills(sheet: Sheet, outlet: Outlet) {
-    let rounds = by_profile(12, 200);
+    let quick = if outlet == Outlet::Redis { 12 } else { 4 };
+    let rounds = by_profile(quick, 200);
     let mut trial = Trial::new(&sheet, outlet);
     let mut random = trial.exam.random(0);
     let mut exposure = Exposure::default();
@@ -70,21 +62,25 @@ const POINTS: [(&str, u64); 6] = [
     ("draining", 1),
 ];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_02() {
-    sit("2", "kill -9 of the daemon at named points", named_points).await;
+over! {"2", "kill -9 of the daemon at named points", named_points;
+    row_02_celery_redis: Redis, Always;
+    row_02_celery_rabbitmq: CeleryRabbitMq, InFull;
+    row_02_amqp: Amqp, InFull;
+    row_02_redis_stream: RedisStream, InFull;
+    row_02_redis_list: RedisList, InFull;
+    row_02_nats: JetStream, InFull;
+    row_02_webhook: Webhook, InFull;
 }
 
-async fn named_points(sheet: Sheet) {
+async fn named_points(sheet: Sheet, outlet: Outlet) {
     let rounds = by_profile(2, 20);
-    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let mut trial = Trial::new(&sheet, outlet);
     let mut random = trial.exam.random(0);
     let mut exposure = Exposure::default();
     // Far enough away for something to be in flight all the time.
-    let proxy = Proxy::start(trial.exam.redis.port());
+    let proxy = Proxy::start(trial.broker_port());
     proxy.set(Way::Down, Fault::Delay(Duration::from_millis(20)));
-    let redis = trial.exam.redis.url_through(proxy.port(), 0);
-    let config = trial.config_through(&trial.exam.postgres_url(), &redis);
+    let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
     let load = trial.load();
     for (point, most) in POINTS {
         let mut deaths = 0;
@@ -115,7 +111,7 @@ async fn named_points(sheet: Sheet) {
     }
     let life = trial.start(&config);
     load.stop().await;
-    let duplicates = Outlet::Redis.duplicates(exposure.allowed);
+    let duplicates = outlet.duplicates(exposure.allowed);
     trial.conclude(life, duplicates).await;
 }
 

@@ -7,25 +7,36 @@ use aftercommit::pg::replication::{ReplicationMessage, XLogData};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::replication::stream::Stream;
 use aftercommit::replication::{Error, Policy, Target, Walsender};
-use aftercommit::sink::{Settings as _, celery};
-use serde_json::json;
+use aftercommit::sink::{Outage, Outcome};
 
+use super::outlet::{client, over};
 use super::sheet::{Sheet, sit};
 use super::trial::Trial;
 use super::{BROKER_BACK, Outlet, SERVER_BACK, by_profile};
+use crate::support::exam::load::KEYS;
 use crate::support::exam::{Exam, IN_FLIGHT};
 use crate::support::proxy::{Fault, Proxy, Way};
-use crate::support::redis::Redis;
 use crate::support::wait::{PATIENCE, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_12() {
-    let all = |sheet: Sheet| async move {
-        cut_streams(&sheet).await;
-        cut_batches(&sheet).await;
-        cut_at_random(sheet).await;
-    };
-    sit("12", "connections cut inside a frame", all).await;
+async fn row_12_postgres() {
+    let streams = |sheet: Sheet| async move { cut_streams(&sheet).await };
+    sit("12", "connections cut inside a frame, Postgres", streams).await;
+}
+
+over! {"12", "connections cut inside a frame", cuts;
+    row_12_celery_redis: Redis, Always;
+    row_12_celery_rabbitmq: CeleryRabbitMq, InFull;
+    row_12_amqp: Amqp, InFull;
+    row_12_redis_stream: RedisStream, InFull;
+    row_12_redis_list: RedisList, InFull;
+    row_12_nats: JetStream, InFull;
+    row_12_webhook: Webhook, InFull;
+}
+
+async fn cuts(sheet: Sheet, outlet: Outlet) {
+    cut_batches(&sheet, outlet).await;
+    cut_at_random(sheet, outlet).await;
 }
 
 /// Every offset of the first 4 KB, or some of them.
@@ -102,41 +113,69 @@ async fn read_to_the_end(target: &Target) -> Error {
     }
 }
 
-/// A batch on its way to Redis: wherever it is cut, the sink is away, and the next batch is delivered.
-async fn cut_batches(sheet: &Sheet) {
-    let redis = Redis::start();
-    let proxy = Proxy::start(redis.port());
-    let settings = json!({"broker_url": redis.url_through(proxy.port(), 0), "timeout": "5s"});
-    let config: celery::Config = serde_json::from_value(settings).expect("settings");
-    let padding = format!("{{\"padding\": \"{}\"}}", "x".repeat(600));
-    let fields = [
-        (Field::Id, "7b1f9a52-9c1c-4b1c-8a1e-000000000001"),
-        (Field::Task, "exam.row"),
-        (Field::Kwargs, padding.as_str()),
-    ];
-    let task = || Task::from_fields(fields, Position::default(), Timestamp(0));
-    let batch: Vec<Task> = (0..8).map(|_| task()).collect();
+/// A batch on its way to the broker: wherever it is cut, nothing of it is rejected, and the next attempt delivers it.
+async fn cut_batches(sheet: &Sheet, outlet: Outlet) {
+    /// A connection that was cut may only show when it is used again.
+    const ATTEMPTS: usize = 3;
+    // What a broker says to so few tasks.
+    let answers = match outlet {
+        Outlet::Redis | Outlet::RedisStream | Outlet::RedisList => 60,
+        _ => 1_500,
+    };
+    let trial = Trial::new(sheet, outlet);
+    let proxy = Proxy::start(trial.broker_port());
+    let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
     let mut random = fastrand::Rng::with_seed(crate::support::exam::seed());
+    // Longer than the offsets, also where each has a connection of its own.
+    let padding = "x".repeat(4_096);
+    let mut batch = || -> Vec<Task> {
+        let mut task = || {
+            let id = uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes());
+            let id = id.into_uuid().to_string();
+            let kwargs = format!("{{\"key\": \"k\", \"seq\": 1, \"padding\": \"{padding}\"}}");
+            let fields = [
+                (Field::Id, id.as_str()),
+                (Field::Task, "exam.row"),
+                (Field::Kwargs, kwargs.as_str()),
+            ];
+            Task::from_fields(fields, Position::default(), Timestamp(0))
+        };
+        (0..8).map(|_| task()).collect()
+    };
+    let is_delivered = |answer: &Result<Vec<Outcome>, Outage>| {
+        let all = |outcomes: &Vec<Outcome>| outcomes.iter().all(|it| *it == Outcome::Delivered);
+        answer.as_ref().is_ok_and(all)
+    };
     let (mut cuts, mut wrong) = (0, 0);
     for way in [Way::Up, Way::Down] {
-        for offset in offsets(&mut random) {
-            // Redis answers with less than that.
-            if way == Way::Down && offset > 60 {
+        for offset in offsets(&mut trial.exam.random(13)) {
+            if way == Way::Down && offset > answers {
                 break;
             }
-            let mut sink = config.open().expect("a sink");
+            let batch = batch();
+            let mut sink = client(&config);
             proxy.set(way, Fault::CutAfter(offset));
             let answer = sink.deliver(&batch).await;
             proxy.pass();
             cuts += 1;
-            let again = sink.deliver(&batch).await;
+            let rejected = answer
+                .as_ref()
+                .is_ok_and(|it| it.iter().any(|it| matches!(it, Outcome::Reject(_))));
+            let mut again = sink.deliver(&batch).await;
+            for _ in 1..ATTEMPTS {
+                if !is_delivered(&again) {
+                    again = sink.deliver(&batch).await;
+                }
+            }
             // A cut behind the last byte of an answer is no cut.
-            let ok = answer.is_err() || way == Way::Down;
-            if !ok || again.is_err() {
+            let untouched = is_delivered(&answer) && way == Way::Up;
+            if rejected || untouched || !is_delivered(&again) {
                 wrong += 1;
-                sheet.note(format!(
-                    "{way:?} cut after {offset} bytes: {answer:?}, then {again:?}"
-                ));
+                if wrong < 10 {
+                    let answers =
+                        format!("{way:?} cut after {offset} bytes: {answer:?}, then {again:?}");
+                    sheet.note(answers.chars().take(400).collect::<String>());
+                }
             }
         }
     }
@@ -145,15 +184,14 @@ async fn cut_batches(sheet: &Sheet) {
 }
 
 /// The whole daemon under load.
-async fn cut_at_random(sheet: Sheet) {
+async fn cut_at_random(sheet: Sheet, outlet: Outlet) {
     let rounds = by_profile(12, 400);
-    let mut trial = Trial::new(&sheet, Outlet::Redis);
+    let mut trial = Trial::new(&sheet, outlet);
     let mut random = trial.exam.random(0);
     let servers = Proxy::start(trial.exam.postgres.port());
-    let brokers = Proxy::start(trial.exam.redis.port());
+    let brokers = Proxy::start(trial.broker_port());
     let url = trial.exam.postgres_url_through(servers.port());
-    let redis = trial.exam.redis.url_through(brokers.port(), 0);
-    let config = trial.config_through(&url, &redis);
+    let config = trial.config_by(&url, Some(brokers.port()));
     let life = trial.start(&config);
     let load = trial.load();
     let mut lost_answers = 0;
@@ -178,7 +216,7 @@ async fn cut_at_random(sheet: Sheet) {
             trial.look_on(Duration::from_millis(10)).await;
         }
         if round % 2 == 0 {
-            lost_answers += (proxy.accepted() - connections) * IN_FLIGHT;
+            lost_answers += (1 + proxy.accepted() - connections) * outlet.in_hands();
         }
         proxy.pass();
         let within = if round % 2 == 0 {
@@ -195,26 +233,32 @@ async fn cut_at_random(sheet: Sheet) {
         }
     }
     load.stop().await;
-    let duplicates = Outlet::Redis.duplicates(lost_answers);
+    let duplicates = outlet.duplicates(lost_answers);
     trial.conclude(life, duplicates).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn row_14() {
-    sit("14", "200 ms to the broker; up and down every 2 s", slow).await;
+over! {"14", "200 ms to the broker; up and down every 2 s", slow;
+    row_14_celery_redis: Redis, Always;
+    row_14_celery_rabbitmq: CeleryRabbitMq, InFull;
+    row_14_amqp: Amqp, InFull;
+    row_14_redis_stream: RedisStream, InFull;
+    row_14_redis_list: RedisList, InFull;
+    row_14_nats: JetStream, InFull;
+    row_14_webhook: Webhook, InFull;
 }
 
-async fn slow(sheet: Sheet) {
+async fn slow(sheet: Sheet, outlet: Outlet) {
     const ROUND_TRIP: Duration = Duration::from_millis(200);
     const UP: Duration = Duration::from_secs(2);
     // The default, which is what most will have.
     const DEFAULT: usize = 4096;
     let flaps: usize = by_profile(2, 15);
-    let rows = by_profile(30_000, 200_000);
-    let mut trial = Trial::new(&sheet, Outlet::Redis);
-    let proxy = Proxy::start(trial.exam.redis.port());
-    let redis = trial.exam.redis.url_through(proxy.port(), 0);
-    let config = trial.config_through(&trial.exam.postgres_url(), &redis);
+    let under_way = outlet.under_way(DEFAULT);
+    // Seven times, or fifty times, as many as are under way.
+    let rows = by_profile(30_000, 200_000) / DEFAULT * under_way;
+    let mut trial = Trial::new(&sheet, outlet);
+    let proxy = Proxy::start(trial.broker_port());
+    let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
     let config = config.replace(&format!("in_flight = {IN_FLIGHT}"), "");
     proxy.both(Fault::Delay(ROUND_TRIP / 2));
     let life = trial.start(&config);
@@ -222,15 +266,19 @@ async fn slow(sheet: Sheet) {
     writer.client.batch_execute("begin").await.expect("begin");
     writer.insert(rows).await.expect("rows");
     writer.client.batch_execute("commit").await.expect("commit");
-    let pushed = trial.exam.pushed().await;
+    let pushed = trial.different().await;
     let start = Instant::now();
-    trial.exam.wait_for_pushed(rows).await;
+    trial.wait_for(rows).await;
     let rate = (rows - pushed) as f64 / start.elapsed().as_secs_f64();
     // Half of that; a debug build beside other tests does less.
-    let least = DEFAULT as f64 / ROUND_TRIP.as_secs_f64() / by_profile(8.0, 2.0);
+    let least = under_way as f64 / ROUND_TRIP.as_secs_f64() / by_profile(8.0, 2.0);
     sheet.at_least("tasks a second", rate as usize, least as usize);
 
-    let load = trial.load();
+    // Less than can be delivered at such a distance, half of the time.
+    let load = match under_way < KEYS {
+        true => trial.exam.load(1, Duration::from_millis(600)),
+        false => trial.load(),
+    };
     let mut idle = 0;
     for _ in 0..flaps {
         proxy.refuse();
@@ -245,6 +293,6 @@ async fn slow(sheet: Sheet) {
     proxy.pass();
     // Beside other tests the machine itself may be busy for so long.
     sheet.count("two seconds without progress", idle, by_profile(flaps, 0));
-    let duplicates = Outlet::Redis.duplicates(flaps * DEFAULT);
+    let duplicates = outlet.duplicates(flaps * under_way);
     trial.conclude(life, duplicates).await;
 }

@@ -2,28 +2,27 @@
 //! ends with.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::ops::{Deref, DerefMut};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
+use super::outlet::{Found, Other, Place};
 use super::sheet::Sheet;
 use super::{LAG, MEMORY, Outlet, STOPS_WITHIN};
 use crate::support::daemon::Daemon;
 use crate::support::exam::ledger::{Delivery, Receipt};
 use crate::support::exam::load::Load;
 use crate::support::exam::{Exam, indiscretions, processor_time};
-use crate::support::process::scratch;
 use crate::support::redis::Options;
 use crate::support::wait::PATIENCE;
 
 /// While a peer is down, a daemon uses less than this of a core.
 pub(super) const CALM: f64 = 0.25;
+/// After so long without a new delivery, what was sent has been seen.
+const QUIET: Duration = Duration::from_millis(200);
 /// How long the last tasks may take to come. Long: it only runs out when something is wrong.
 const SETTLES_WITHIN: Duration = Duration::from_secs(120);
 
@@ -36,15 +35,22 @@ pub(super) fn edited(config: &str, from: &str, to: &str) -> String {
     config.replace(from, to)
 }
 
+/// A configuration of [`Exam::config`] with another sink.
+fn with_sink(config: &str, sink: &str) -> String {
+    let (before, rest) = config
+        .split_once("[sink.celery.workers]")
+        .expect("the sink");
+    let (_, routes) = rest.split_once("[[route]]").expect("the route");
+    format!("{before}{sink}\n[[route]]{routes}")
+}
+
 /// One sitting of a row.
 pub(super) struct Trial {
     pub(super) exam: Exam,
     pub(super) sheet: Sheet,
-    outlet: Outlet,
-    directory: TempDir,
-    /// Of the lives so far, in order; for what they write to stdout.
-    outputs: Vec<Output>,
-    deliveries: Vec<Delivery>,
+    pub(super) outlet: Outlet,
+    pub(super) place: Box<dyn Place>,
+    found: Found,
     /// Those that did not come to the outlet.
     elsewhere: Vec<Delivery>,
     /// Different ids among them.
@@ -60,24 +66,35 @@ impl Trial {
         Trial::on(sheet, outlet, Exam::start())
     }
 
-    /// As [`new`](Trial::new), with a Redis that keeps what it has acknowledged.
-    pub(super) fn durable(sheet: &Sheet) -> Trial {
+    /// As [`new`](Trial::new), with a broker that can be stopped and killed, and keeps what it has acknowledged.
+    pub(super) fn durable(sheet: &Sheet, outlet: Outlet) -> Trial {
         let exam = Exam::start_with(Options {
             durable: true,
             ..Options::default()
         });
-        Trial::on(sheet, Outlet::Redis, exam)
+        let place = outlet.open(true);
+        Trial::with(sheet, outlet, exam, place)
+    }
+
+    /// As [`new`](Trial::new), with a broker that can be stopped.
+    pub(super) fn own(sheet: &Sheet, outlet: Outlet) -> Trial {
+        let place = outlet.open(true);
+        Trial::with(sheet, outlet, Exam::start(), place)
     }
 
     /// As [`new`](Trial::new), on servers that are there.
     pub(super) fn on(sheet: &Sheet, outlet: Outlet, exam: Exam) -> Trial {
+        let place = outlet.open(false);
+        Trial::with(sheet, outlet, exam, place)
+    }
+
+    fn with(sheet: &Sheet, outlet: Outlet, exam: Exam, place: Box<dyn Place>) -> Trial {
         Trial {
             exam,
             sheet: sheet.clone(),
             outlet,
-            directory: scratch("trial"),
-            outputs: Vec::new(),
-            deliveries: Vec::new(),
+            place,
+            found: Found::default(),
             elsewhere: Vec::new(),
             known: HashSet::new(),
             looks: Vec::new(),
@@ -92,25 +109,56 @@ impl Trial {
 
     /// The configuration of a daemon that sends everything to the outlet.
     pub(super) fn config(&self) -> String {
-        self.to_outlet(self.exam.config())
+        self.config_by(&self.exam.postgres_url(), None)
     }
 
-    /// As [`config`](Trial::config), by way of other URLs.
-    pub(super) fn config_through(&self, postgres_url: &str, broker_url: &str) -> String {
-        self.to_outlet(self.exam.config_through(postgres_url, broker_url))
-    }
-
-    fn to_outlet(&self, config: String) -> String {
-        match self.outlet {
-            Outlet::Redis => config,
-            Outlet::Stdout => {
-                let (before, rest) = config
-                    .split_once("[sink.celery.workers]")
-                    .expect("the sink");
-                let (_, routes) = rest.split_once("[[route]]").expect("the route");
-                format!("{before}[sink.stdout.workers]\n\n[[route]]{routes}")
-            }
+    /// As [`config`](Trial::config), by way of another URL of the database, and another port of the broker.
+    pub(super) fn config_by(&self, postgres_url: &str, broker_port: Option<u16>) -> String {
+        let config = self.config_through(postgres_url, &self.exam.redis.url(0));
+        if self.outlet == Outlet::Redis && broker_port.is_none() {
+            return config;
         }
+        let port = broker_port.unwrap_or_else(|| match self.outlet {
+            Outlet::Stdout | Outlet::Exec => 0,
+            _ => self.broker_port(),
+        });
+        with_sink(&config, &self.place.sink(&self.exam, port))
+    }
+
+    /// As [`config`](Trial::config), with the secrets of the sink in a file.
+    pub(super) fn config_from(&self, file: &Path) -> String {
+        let config = self.config_through(&self.exam.postgres_url(), &self.exam.redis.url(0));
+        with_sink(&config, &self.place.sink_from(file))
+    }
+
+    /// The configuration of a daemon that pushes everything to Redis, by way of other URLs.
+    pub(super) fn config_through(&self, postgres_url: &str, broker_url: &str) -> String {
+        self.exam.config_through(postgres_url, broker_url)
+    }
+
+    /// Where the broker listens, for a proxy.
+    pub(super) fn broker_port(&self) -> u16 {
+        self.place.port(&self.exam)
+    }
+
+    /// SIGSTOP of the broker.
+    pub(super) fn stop_broker(&mut self) {
+        self.place.stop(&self.exam);
+    }
+
+    /// SIGCONT of the broker.
+    pub(super) fn cont_broker(&mut self) {
+        self.place.cont(&self.exam);
+    }
+
+    /// kill -9 of the broker.
+    pub(super) fn kill_broker(&mut self) {
+        self.place.kill9(&mut self.exam);
+    }
+
+    /// The broker is back.
+    pub(super) fn restart_broker(&mut self) {
+        self.place.restart(&mut self.exam);
     }
 
     /// Starts a daemon, which is watched until its end.
@@ -120,7 +168,7 @@ impl Trial {
 
     /// As [`start`](Trial::start), with environment variables.
     pub(super) fn start_with(&mut self, config: &str, environment: &[(&str, &str)]) -> Life {
-        let stdout = self.next_output();
+        let stdout = self.place.stdout();
         let daemon = Daemon::start_with(config, |command| {
             command.envs(environment.iter().copied());
             stdout.map(|file| command.stdout(file));
@@ -130,21 +178,11 @@ impl Trial {
 
     /// As [`start`](Trial::start), with its log written elsewhere.
     pub(super) fn start_logging_to(&mut self, stderr: Stdio, config: &str) -> Life {
-        let stdout = self.next_output();
+        let stdout = self.place.stdout();
         let daemon = Daemon::start_logging_to(stderr, config, |command| {
             stdout.map(|file| command.stdout(file));
         });
         Life::watch(daemon, &self.sheet, self.memory)
-    }
-
-    /// Where the next daemon writes its tasks, if it writes them to stdout.
-    fn next_output(&mut self) -> Option<File> {
-        let name = format!("stdout-{}", self.outputs.len());
-        let path = self.directory.path().join(name);
-        let file = (self.outlet == Outlet::Stdout)
-            .then(|| File::create(&path).expect("a file for stdout"));
-        self.outputs.push(Output { path, read: 0 });
-        file
     }
 
     /// Writers on three connections, which keep a daemon busy at some 1,000 rows a second.
@@ -161,22 +199,20 @@ impl Trial {
 
     /// What was delivered so far, in order, with what came twice.
     pub(super) async fn deliveries(&mut self) -> &[Delivery] {
-        let before = self.deliveries.len();
-        match self.outlet {
-            Outlet::Redis => {
-                let all = self.exam.deliveries().await;
-                self.deliveries.extend_from_slice(&all[before..]);
-            }
-            Outlet::Stdout => {
-                for output in &mut self.outputs {
-                    output.read_on(&mut self.deliveries);
-                }
-            }
-        }
-        let new = self.deliveries[before..].iter().map(|it| it.id.clone());
+        let before = self.found.rows.len();
+        self.place.read(&self.exam, &mut self.found);
+        let new = self.found.rows[before..].iter().map(|it| it.id.clone());
         self.known.extend(new);
-        self.looks.push((Instant::now(), self.deliveries.len()));
-        &self.deliveries
+        self.looks.push((Instant::now(), self.found.rows.len()));
+        &self.found.rows
+    }
+
+    /// What else has come, of tasks that the checker does not know.
+    pub(super) async fn others(&mut self) -> Vec<Other> {
+        self.deliveries().await;
+        let mut others = self.found.others.clone();
+        others.extend(self.place.elsewhere(&self.exam));
+        others
     }
 
     /// How many different tasks were delivered so far.
@@ -201,6 +237,18 @@ impl Trial {
         }
     }
 
+    /// Waits until all that was sent is seen, while nobody sends.
+    pub(super) async fn wait_for_the_last(&mut self) {
+        let mut last = Instant::now();
+        while self.outlet.is_seen_late() && last.elapsed() < QUIET {
+            let before = self.found.rows.len();
+            if self.deliveries().await.len() > before {
+                last = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Waits until so many different tasks have been delivered.
     pub(super) async fn wait_for(&mut self, different: usize) {
         let deadline = Instant::now() + SETTLES_WITHIN;
@@ -214,6 +262,19 @@ impl Trial {
         }
     }
 
+    /// Waits until nothing more has come for a second.
+    pub(super) async fn wait_for_silence(&mut self) {
+        let (start, mut last) = (Instant::now(), Instant::now());
+        while last.elapsed() < Duration::from_secs(1) {
+            assert!(start.elapsed() < PATIENCE, "it goes on and on");
+            let before = self.found.rows.len();
+            if self.deliveries().await.len() > before {
+                last = Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Waits for a task that has not come before; how long that took from `healed` on is the row's recovery time.
     pub(super) async fn recovery(&mut self, healed: Instant, within: Duration) {
         let before = self.different().await;
@@ -221,9 +282,14 @@ impl Trial {
         self.sheet.time("recovery", healed.elapsed(), within);
     }
 
-    /// The checker. The writers have stopped; what is under way comes. No more than so many come twice.
+    /// The checker. The writers have stopped; what is under way comes. No more than so many come twice. What counts is what
+    /// is there now, and not what was seen once.
     pub(super) async fn check(&mut self, duplicates: usize) -> Receipt {
         let written = self.exam.written().await;
+        self.wait_for_the_last().await;
+        self.place.rewind();
+        self.found = Found::default();
+        self.known.clear();
         let deadline = Instant::now() + SETTLES_WITHIN;
         let receipt = loop {
             let held = self.exam.held().await;
@@ -232,7 +298,8 @@ impl Trial {
             let come = self.different().await;
             let late = Instant::now() > deadline;
             if come >= expected || late {
-                let all = [self.deliveries.as_slice(), &self.elsewhere].concat();
+                self.wait_for_the_last().await;
+                let all = [self.found.rows.as_slice(), &self.elsewhere].concat();
                 let receipt = Receipt::new(&written, &all, &held);
                 if receipt.lost.is_empty() || late {
                     break receipt;
@@ -273,29 +340,6 @@ impl Trial {
         let sql = "select greatest(0, pg_current_wal_lsn() - confirmed_flush_lsn)::int8
             from pg_replication_slots where slot_type = 'logical'";
         self.exam.postgres.psql(sql).parse().expect("a number")
-    }
-}
-
-/// What one life writes to stdout.
-struct Output {
-    path: PathBuf,
-    /// Bytes of whole lines.
-    read: usize,
-}
-
-impl Output {
-    /// Reads the whole lines that are new; half a line is nobody's task.
-    fn read_on(&mut self, deliveries: &mut Vec<Delivery>) {
-        use std::io::{Read as _, Seek as _, SeekFrom};
-        let mut text = String::new();
-        let read = File::open(&self.path).and_then(|mut file| {
-            file.seek(SeekFrom::Start(self.read as u64))?;
-            file.read_to_string(&mut text)
-        });
-        let whole = text.rfind('\n').filter(|_| read.is_ok());
-        let Some(whole) = whole else { return };
-        self.read += whole + 1;
-        deliveries.extend(text[..whole].lines().map(Delivery::of_line));
     }
 }
 

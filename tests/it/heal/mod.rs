@@ -135,8 +135,9 @@ async fn two_daemons_heal_a_slot_once() {
         async move { done.then_some(()) }
     })
     .await;
-    let begun: usize = daemons.iter().map(|daemon| count(daemon, HEALING)).sum();
-    assert_eq!(begun, 1);
+    // It may take two attempts: the other one may have caught the new slot before it was read, and left it again.
+    let healed: usize = daemons.iter().map(|daemon| count(daemon, HEALED)).sum();
+    assert_eq!(healed, 1);
     load.stop().await;
     let receipt = exam.receipt().await;
     receipt.assert_sound("two daemons", 0);

@@ -114,7 +114,7 @@ impl Worker {
 }
 
 /// The virtual environment; made by its script when it is missing or older than its requirements.
-fn environment() -> &'static Path {
+pub(crate) fn environment() -> &'static Path {
     static ENVIRONMENT: OnceLock<PathBuf> = OnceLock::new();
     ENVIRONMENT.get_or_init(|| {
         let directory = target().join("python");

@@ -11,18 +11,26 @@ pub(crate) mod celery;
 pub(crate) mod daemon;
 pub(crate) mod disk;
 pub(crate) mod exam;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+#[cfg(feature = "sqs")]
+pub(crate) mod moto;
 pub(crate) mod nats;
+pub(crate) mod nats_reader;
 pub(crate) mod orders;
 pub(crate) mod port;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod proxy;
+pub(crate) mod queue_workers;
 pub(crate) mod rabbitmq;
+pub(crate) mod rabbitmq_reader;
 pub(crate) mod receiver;
 pub(crate) mod redis;
 pub(crate) mod redis_ha;
 pub(crate) mod tasks;
 pub(crate) mod tls;
+pub(crate) mod tls_front;
 pub(crate) mod wait;
 pub(crate) mod wall_clock;
 

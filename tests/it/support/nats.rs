@@ -153,6 +153,14 @@ impl Nats {
         });
     }
 
+    /// How much the stream holds, in bytes.
+    pub(crate) fn bytes(&self) -> i64 {
+        self.with(|context| async move {
+            let stream = context.get_stream(STREAM).await.expect("a stream");
+            i64::try_from(stream.cached_info().state.bytes).expect("a length")
+        })
+    }
+
     /// Deletes the stream.
     pub(crate) fn delete_stream(&self) {
         self.with(|context| async move {
@@ -198,11 +206,20 @@ impl Nats {
 
     /// A client.
     pub(crate) async fn client(&self) -> async_nats::Client {
-        let mut options = async_nats::ConnectOptions::new().request_timeout(Some(PATIENCE));
-        if let Some((user, password)) = &self.login {
-            options = options.user_and_password(user.clone(), password.clone());
+        let client = self.options().connect(self.url()).await;
+        client.expect("a connection")
+    }
+
+    /// How the harness logs in.
+    pub(super) fn options(&self) -> async_nats::ConnectOptions {
+        let soon = |_| Duration::from_millis(20);
+        let options = async_nats::ConnectOptions::new()
+            .request_timeout(Some(PATIENCE))
+            .reconnect_delay_callback(soon);
+        match &self.login {
+            Some((user, password)) => options.user_and_password(user.clone(), password.clone()),
+            None => options,
         }
-        options.connect(self.url()).await.expect("a connection")
     }
 
     /// Publishes as somebody else, one after the other, until it is told to stop; how many.
@@ -312,11 +329,16 @@ fn launch(directory: &TempDir) -> Result<Process, ()> {
 }
 
 async fn read(context: &Context, first: u64) -> Vec<Stored> {
-    let mut stream = context.get_stream(STREAM).await.expect("a stream");
-    let state = stream.info().await.expect("its state").state.clone();
+    let stream = context.get_stream(STREAM).await.expect("a stream");
+    try_to_read(&stream, first).await.expect("its messages")
+}
+
+/// The messages of a stream whose state has just been asked for, from this place on; `None` when the server goes away.
+pub(super) async fn try_to_read(stream: &stream::Stream, first: u64) -> Option<Vec<Stored>> {
+    let state = &stream.cached_info().state;
     let first = first.max(state.first_sequence);
     if state.messages == 0 || state.last_sequence < first {
-        return Vec::new();
+        return Some(Vec::new());
     }
     let config = pull::Config {
         deliver_policy: DeliverPolicy::ByStartSequence {
@@ -327,18 +349,18 @@ async fn read(context: &Context, first: u64) -> Vec<Stored> {
         memory_storage: true,
         ..pull::Config::default()
     };
-    let consumer = stream.create_consumer(config).await.expect("a consumer");
+    let consumer = stream.create_consumer(config).await.ok()?;
     let mut found: Vec<Stored> = Vec::new();
     while found
         .last()
         .is_none_or(|last| last.sequence < state.last_sequence)
     {
         let batch = consumer.fetch().max_messages(1_000).messages().await;
-        let mut batch = batch.expect("messages");
+        let mut batch = batch.ok()?;
         let before = found.len();
         while let Some(message) = batch.next().await {
-            let message = message.expect("a message");
-            let sequence = message.info().expect("its place").stream_sequence;
+            let message = message.ok()?;
+            let sequence = message.info().ok()?.stream_sequence;
             let message = message.split().0;
             found.push(Stored {
                 sequence,
@@ -351,5 +373,5 @@ async fn read(context: &Context, first: u64) -> Vec<Stored> {
             break;
         }
     }
-    found
+    Some(found)
 }

@@ -146,10 +146,21 @@ impl RabbitMq {
 
     /// The virtual host that is always there.
     pub(crate) fn default_vhost(&self) -> Vhost<'_> {
+        self.vhost_of("/")
+    }
+
+    /// A virtual host that is there.
+    pub(crate) fn vhost_of(&self, name: &str) -> Vhost<'_> {
         Vhost {
             server: self,
-            name: "/".to_owned(),
+            name: name.to_owned(),
         }
+    }
+
+    /// Makes a user, or gives it another password.
+    pub(crate) fn set_user(&self, name: &str, password: &str) {
+        let user = json!({"password": password, "tags": ""});
+        self.ask("PUT", &format!("users/{name}"), Some(&user));
     }
 
     /// Runs `rabbitmqctl`.
@@ -190,6 +201,13 @@ impl RabbitMq {
             "{method} {path}: {status} {text}"
         );
         serde_json::from_str(&text).unwrap_or_default()
+    }
+
+    /// Removes a user, with its connections; it may be gone already.
+    pub(crate) fn remove_user(&self, name: &str) {
+        let answer = self.try_to_ask("DELETE", &format!("users/{name}"), None);
+        let (status, text) = answer.expect("an answer");
+        assert!(matches!(status, 204 | 404), "{status} {text}");
     }
 
     fn try_to_ask(
@@ -233,6 +251,14 @@ impl Vhost<'_> {
     /// As [`url`](Vhost::url), by way of another port.
     pub(crate) fn url_through(&self, port: u16) -> String {
         self.server.url_through(port, &self.name)
+    }
+
+    /// A user may do everything in it from now on, or nothing.
+    pub(crate) fn permit(&self, user: &str, everything: bool) {
+        let right = if everything { ".*" } else { "^$" };
+        let rights = json!({"configure": right, "write": right, "read": right});
+        self.server
+            .ask("PUT", &self.path("permissions", user), Some(&rights));
     }
 
     fn path(&self, kind: &str, name: &str) -> String {
@@ -307,7 +333,8 @@ fn encoded(name: &str) -> String {
 fn configure(directory: &Path, ports: &Ports, options: &Options) {
     let mut settings = format!(
         "listeners.tcp.1 = 127.0.0.1:{}\nmanagement.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {}\n\
-         log.console = true\nlog.file = false\ndisk_free_limit.absolute = 1MB\n{}\n",
+         log.console = true\nlog.file = false\ndisk_free_limit.absolute = 1MB\n\
+         consumer_timeout = 36000000\n{}\n",
         ports.amqp, ports.management, options.settings
     );
     if let Some(certificates) = options.tls {

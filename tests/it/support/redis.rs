@@ -217,7 +217,8 @@ impl Redis {
             .collect()
     }
 
-    fn blocking(&self, database: u8) -> redis::Connection {
+    /// A connection to a database, for code that blocks its thread.
+    pub(crate) fn blocking(&self, database: u8) -> redis::Connection {
         let client = redis::Client::open(self.url(database)).expect("a URL");
         client.get_connection().expect("a connection")
     }

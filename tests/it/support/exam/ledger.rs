@@ -62,22 +62,43 @@ impl Delivery {
         }
         let envelope: Envelope = serde_json::from_slice(message).expect("a message");
         let body = BASE64_STANDARD.decode(envelope.body).expect("base64");
+        Delivery::of_call(envelope.headers.id, envelope.headers.lsn, &body)
+    }
+
+    /// Reads the body of a call of Celery: args, kwargs and embed.
+    pub(crate) fn of_call(id: &str, lsn: &str, body: &[u8]) -> Delivery {
         let (_, kwargs, _): (serde::de::IgnoredAny, Kwargs, serde::de::IgnoredAny) =
-            serde_json::from_slice(&body).expect("args, kwargs and embed");
-        Delivery::new(envelope.headers.id, envelope.headers.lsn, &kwargs)
+            serde_json::from_slice(body).expect("args, kwargs and embed");
+        Delivery::new(id, lsn, &kwargs)
+    }
+
+    /// Reads the body of an event that carries a call: an object with its kwargs.
+    pub(crate) fn of_event(id: &str, lsn: &str, body: &[u8]) -> Delivery {
+        #[derive(Deserialize)]
+        struct Event<'m> {
+            #[serde(borrow)]
+            kwargs: Kwargs<'m>,
+        }
+        let event: Event = serde_json::from_slice(body).expect("an event");
+        Delivery::new(id, lsn, &event.kwargs)
     }
 
     /// Reads a line of the stdout sink.
     pub(crate) fn of_line(line: &str) -> Delivery {
+        Delivery::of_object(line.as_bytes())
+    }
+
+    /// Reads a row that was written as one object.
+    pub(crate) fn of_object(object: &[u8]) -> Delivery {
         #[derive(Deserialize)]
-        struct Line<'m> {
+        struct Row<'m> {
             id: &'m str,
             lsn: &'m str,
             #[serde(borrow)]
             kwargs: Kwargs<'m>,
         }
-        let line: Line = serde_json::from_str(line).expect("a line");
-        Delivery::new(line.id, line.lsn, &line.kwargs)
+        let row: Row = serde_json::from_slice(object).expect("a row");
+        Delivery::new(row.id, row.lsn, &row.kwargs)
     }
 
     fn new(id: &str, lsn: &str, kwargs: &Kwargs) -> Delivery {

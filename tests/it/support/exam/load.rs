@@ -25,7 +25,7 @@ const INSERT: &str = "
     select id::uuid, 'exam.row', key, json_build_object('key', key, 'seq', seq, 'padding', padding) from given";
 
 /// Keys of a load; each belongs to one writer, so that its numbers ascend in the order of commits.
-const KEYS: u64 = 1_000;
+pub(crate) const KEYS: usize = 1_000;
 
 /// Running writers.
 pub(crate) struct Load {
@@ -53,10 +53,10 @@ impl Load {
         let mut writers = JoinSet::new();
         let count = randoms.len() as u64;
         for (number, random) in randoms.into_iter().enumerate() {
-            let keys = number as u64..KEYS;
+            let keys = number as u64..KEYS as u64;
             let keys = keys
                 .step_by(count as usize)
-                .map(|key| part * KEYS + key)
+                .map(|key| part * KEYS as u64 + key)
                 .collect();
             writers.spawn(write(url.clone(), random, keys, pause, stopped.clone()));
         }
@@ -124,7 +124,7 @@ pub(crate) struct Writer {
 impl Writer {
     /// With a thousand keys that no other part has.
     pub(super) async fn new(url: &str, part: u64, random: fastrand::Rng) -> Writer {
-        let rows = Rows::new((part * KEYS..(part + 1) * KEYS).collect());
+        let rows = Rows::new((part * KEYS as u64..(part + 1) * KEYS as u64).collect());
         let writer = Writer::connect(url, rows, random).await;
         writer.expect("a connection")
     }
