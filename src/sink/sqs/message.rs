@@ -1,7 +1,7 @@
 //! Pure: a task as an entry of SendMessageBatch, within the limits of SQS (Developer Guide, "Amazon SQS message quotas").
 //!
 //! Attributes, all of the type String: `aftercommit-id`, `-task`, `-lsn` and `-committed-at`, the row's headers, and, as long as
-//! there is room for ten, `aftercommit-key`, `content-type`, `aftercommit-priority` and `aftercommit-expires-at`.
+//! there is room for ten, `aftercommit-key`, `-priority`, `-expires-at` and `content-type`.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -222,12 +222,12 @@ mod tests {
         assert_eq!(made(&[payload], false).unwrap(), shown(",content-type"));
         assert_eq!(
             made(&[payload, key, (Field::Priority, "3")], false).unwrap(),
-            shown(",ac-key,content-type,ac-priority")
+            shown(",ac-key,ac-priority,content-type")
         );
         let four = (Field::Headers, "{\"a\": 1, \"b\": 1, \"c\": 1, \"d\": 1}");
         assert_eq!(
             made(&[payload, key, four, (Field::Priority, "3")], false).unwrap(),
-            shown(",a,b,c,d,ac-key,content-type")
+            shown(",a,b,c,d,ac-key,ac-priority")
         );
         let seven = "{\"a\": 1, \"b\": 1, \"c\": 1, \"d\": 1, \"e\": 1, \"f\": 1, \"g\": 1}";
         let error = made(&[payload, (Field::Headers, seven)], false).unwrap_err();
