@@ -14,11 +14,10 @@
 //! - **What the broker can lose**: transient messages and queues that are not durable, when it starts again; what is over
 //!   `x-max-length` (unless `x-overflow` is reject-publish), or expires; what a dead-letter exchange cannot route; classic
 //!   queues of a node whose disk is gone.
-//!
 //! - **Away**: a broker that refuses our login or certificate, is silent for twice the heartbeat or longer than `timeout`, or
 //!   takes nothing (alarms of memory and disk). Nobody's attempts burn; what was under way is sent again. `amqps://` never falls
-//!   back to plain text. The URL is read when the daemon starts: a new password needs a restart, as it is for new
-//!   connections that RabbitMQ asks for it.
+//!   back to plain text. Only new connections are asked for a password: that it has changed shows then, and a URL in a file is
+//!   read again.
 //!
 //! `check --online` sees, and changes nothing: whether the broker lets us in and takes messages; whether the exchange, or the
 //! queue of the default exchange, is there; whether that queue is durable, if our user may configure it (we ask for a queue that
