@@ -6,9 +6,10 @@
 test:
 	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime ruby-sidekiq npm
 	scripts/python-env.sh
+	scripts/python-env.sh $${CARGO_TARGET_DIR:-target}/moto tests/fixtures/moto/requirements.txt
 	scripts/node-env.sh
 	scripts/postgres-versions.sh
-	cargo test
+	cargo test --features kafka,sqs
 
 # The reliability exam in full, some hours: every fault, over every sink that it concerns, with a receipt of what was measured.
 # ROWS=1,4 sits some rows, SINKS=nats,amqp those over some sinks.

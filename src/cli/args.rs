@@ -6,7 +6,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 
-use super::{check, demo, hold, init};
+#[cfg(all(feature = "celery", feature = "stdout"))]
+use super::demo;
+use super::{check, hold, init};
 use crate::intake::Until;
 use crate::pg::Lsn;
 
@@ -48,6 +50,7 @@ pub(super) enum Command {
     Hold(hold::Args),
     /// Check the configuration, without connecting to anything unless asked to
     Check(check::Args),
+    #[cfg(all(feature = "celery", feature = "stdout"))]
     /// Show the problem and the cure, on a private Postgres
     Demo(demo::Args),
     /// Print the completions for a shell

@@ -3,6 +3,7 @@
 mod args;
 mod check;
 mod completions;
+#[cfg(all(feature = "celery", feature = "stdout"))]
 pub mod demo;
 pub mod exit;
 mod hold;
@@ -50,6 +51,7 @@ fn execute(args: Args) -> Result<ExitCode, Failure> {
             let path = required(config)?;
             check::execute(&path, &read(&path)?, &args)?;
         }
+        #[cfg(all(feature = "celery", feature = "stdout"))]
         Some(Command::Demo(demo)) => return Ok(demo::run(demo)),
         Some(Command::Completions { shell }) => completions::execute(shell)?,
     }

@@ -195,6 +195,7 @@ pub(super) fn is_secret_key(key: &str) -> bool {
         "dsn",
         "extra_headers",
         "environment",
+        "properties",
     ];
     telling.iter().any(|part| key.contains(part)) && !key.ends_with("_file")
 }

@@ -9,12 +9,10 @@ use super::keys;
 use super::report::Problem;
 use super::tree::{self, Path};
 use crate::near;
+use crate::sink::FEATURES;
 
-/// Sink types that other builds or later versions have.
-const ELSEWHERE: [&str; 12] = [
-    "amqp", "bullmq", "dramatiq", "exec", "kafka", "nats", "pubsub", "redis", "sidekiq", "sns",
-    "sqs", "webhook",
-];
+/// Sink types that later versions may have.
+const ELSEWHERE: [&str; 2] = ["pubsub", "sns"];
 
 /// For benches; nobody is pointed to it.
 const BENCH_ONLY: &str = "null";
@@ -99,6 +97,10 @@ fn is_list(value: &DeValue<'_>) -> bool {
 fn unknown_type(kind: &str, has_names: bool, known: &[String]) -> Problem {
     let known: Vec<String> = known.iter().filter(|k| *k != BENCH_ONLY).cloned().collect();
     let has = known.join(", ");
+    if FEATURES.contains(&kind) {
+        let title = format!("sink type {kind} is not compiled into this binary");
+        return Problem::new(title).help(format!("build it with --features {kind}"));
+    }
     if ELSEWHERE.contains(&kind) {
         let title = format!("sink type {kind} is not part of this build; it has: {has}");
         return Problem::new(title);

@@ -14,6 +14,7 @@ pub mod json;
 pub mod kombu;
 pub mod native_delay;
 mod options;
+pub mod parcel;
 pub mod plain;
 mod ready;
 pub mod sidekiq;

@@ -1,22 +1,65 @@
 //! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
 
+#[cfg(any(feature = "amqp", feature = "celery"))]
+#[cfg_attr(
+    not(all(feature = "amqp", feature = "celery")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
 pub mod amqp;
+#[cfg(any(
+    feature = "amqp",
+    feature = "celery",
+    feature = "exec",
+    feature = "kafka",
+    feature = "sqs",
+    feature = "webhook"
+))]
 mod answered;
+#[cfg(any(feature = "amqp", feature = "celery", feature = "redis"))]
+#[cfg_attr(
+    not(all(feature = "amqp", feature = "celery", feature = "redis")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
 mod broker_url;
+#[cfg(feature = "bullmq")]
 pub mod bullmq;
+#[cfg(feature = "celery")]
 pub mod celery;
+#[cfg(feature = "dramatiq")]
 pub mod dramatiq;
+#[cfg(feature = "exec")]
 pub mod exec;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod marks;
+#[cfg(feature = "nats")]
 pub mod nats;
 pub mod null;
+#[cfg(any(
+    feature = "exec",
+    feature = "kafka",
+    feature = "sqs",
+    feature = "webhook"
+))]
 mod order;
+#[cfg(any(feature = "exec", feature = "webhook"))]
 mod pace;
+#[cfg(feature = "redis")]
 pub mod redis;
+#[cfg(any(feature = "celery", feature = "redis"))]
+#[cfg_attr(
+    not(all(feature = "celery", feature = "redis")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
 pub mod redis_client;
 pub mod renewed;
+#[cfg(feature = "sidekiq")]
 pub mod sidekiq;
+#[cfg(feature = "sqs")]
+pub mod sqs;
+#[cfg(feature = "stdout")]
 pub mod stdout;
+#[cfg(feature = "webhook")]
 pub mod webhook;
 
 use std::borrow::Cow;
@@ -196,12 +239,16 @@ pub struct SecretFile<'a> {
 
 /// Declares [`Tables`].
 macro_rules! tables {
-    ($($kind:ident,)*) => {
+    ($($kind:ident $($feature:literal)?,)*) => {
+        /// The types of sinks that a build has when it is made with the cargo feature of the same name.
+        pub const FEATURES: &[&str] = &[$($($feature,)?)*];
+
         /// `[sink.<type>.<name>]`.
         #[derive(Clone, Debug, Default, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         pub struct Tables {
             $(
+                $(#[cfg(feature = $feature)])?
                 #[doc = concat!("`[sink.", stringify!($kind), ".<name>]`")]
                 pub $kind: BTreeMap<String, $kind::Config>,
             )*
@@ -212,8 +259,8 @@ macro_rules! tables {
             pub fn each(&self) -> impl Iterator<Item = (&'static str, &str, &dyn Settings)> {
                 let all = std::iter::empty();
                 $(
-                    let these = self.$kind.iter();
-                    let all = all.chain(these.map(|(name, settings)| {
+                    $(#[cfg(feature = $feature)])?
+                    let all = all.chain(self.$kind.iter().map(|(name, settings)| {
                         (stringify!($kind), name.as_str(), settings as &dyn Settings)
                     }));
                 )*
@@ -224,8 +271,8 @@ macro_rules! tables {
             pub fn each_mut(&mut self) -> impl Iterator<Item = (&'static str, &str, &mut dyn Settings)> {
                 let all = std::iter::empty();
                 $(
-                    let these = self.$kind.iter_mut();
-                    let all = all.chain(these.map(|(name, settings)| {
+                    $(#[cfg(feature = $feature)])?
+                    let all = all.chain(self.$kind.iter_mut().map(|(name, settings)| {
                         (stringify!($kind), name.as_str(), settings as &mut dyn Settings)
                     }));
                 )*
@@ -235,19 +282,21 @@ macro_rules! tables {
     };
 }
 
-// The only list of sink types.
+// The only list of sink types, with the cargo feature of each.
 tables! {
-    amqp,
-    bullmq,
-    celery,
-    dramatiq,
-    exec,
-    nats,
+    amqp "amqp",
+    bullmq "bullmq",
+    celery "celery",
+    dramatiq "dramatiq",
+    exec "exec",
+    kafka "kafka",
+    nats "nats",
     null,
-    redis,
-    sidekiq,
-    stdout,
-    webhook,
+    redis "redis",
+    sidekiq "sidekiq",
+    sqs "sqs",
+    stdout "stdout",
+    webhook "webhook",
 }
 
 /// A sink's name in the configuration, and its client.

@@ -6,7 +6,7 @@ use aftercommit::config::{self, Config};
 use toml::{Table, Value};
 
 /// Keys that have no default; the example shows a likely value.
-const NO_DEFAULT: [&str; 49] = [
+const NO_DEFAULT: [&str; 60] = [
     "postgres.url",
     "postgres.url_file",
     "postgres.password_file",
@@ -54,13 +54,48 @@ const NO_DEFAULT: [&str; 49] = [
     "sink.nats.NAME.tls_ca_file",
     "sink.nats.NAME.tls_certificate_file",
     "sink.nats.NAME.tls_key_file",
+    "sink.kafka.NAME.brokers",
+    "sink.kafka.NAME.topic",
+    "sink.kafka.NAME.password",
+    "sink.kafka.NAME.password_file",
+    "sink.sqs.NAME.queue",
+    "sink.sqs.NAME.region",
+    "sink.sqs.NAME.endpoint_url",
+    "sink.sqs.NAME.access_key_id",
+    "sink.sqs.NAME.secret_access_key",
+    "sink.sqs.NAME.secret_access_key_file",
+    "sink.kafka.NAME.properties",
     "route.task",
     "route.sink",
 ];
 
-fn example() -> String {
+/// Sinks that stand behind a #, for not every build has them.
+const OPTIONAL: [(&str, bool); 2] = [
+    ("#[sink.kafka.", cfg!(feature = "kafka")),
+    ("#[sink.sqs.", cfg!(feature = "sqs")),
+];
+
+fn as_shipped() -> String {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml");
     std::fs::read_to_string(path).expect("the example is there")
+}
+
+/// With the sinks that this build has, as they look when the # is taken away; and without those that it has not.
+fn example() -> String {
+    let blocks = as_shipped();
+    let blocks = blocks.split("\n\n").filter_map(|block| {
+        let optional = OPTIONAL.iter().find(|(head, _)| block.contains(head));
+        let Some((_, is_there)) = optional else {
+            return Some(block.to_owned());
+        };
+        let line = |line: &str| match line.strip_prefix('#') {
+            Some(rest) if !rest.starts_with(' ') => rest.to_owned(),
+            _ => line.to_owned(),
+        };
+        let lines: Vec<String> = block.lines().map(line).collect();
+        is_there.then(|| lines.join("\n"))
+    });
+    blocks.collect::<Vec<_>>().join("\n\n")
 }
 
 /// The example with every key that it shows as a default switched on: `#key = value`, but not `# words`.
@@ -97,7 +132,7 @@ fn collect(path: &str, table: &Table, values: &mut BTreeMap<String, Value>) {
             format!("{path}.{key}")
         };
         match value {
-            Value::Table(table) => collect(&path, table, values),
+            Value::Table(table) if !path.ends_with(".properties") => collect(&path, table, values),
             Value::Array(array) if array.iter().any(Value::is_table) => {
                 for table in array.iter().filter_map(Value::as_table) {
                     collect(&path, table, values);
@@ -113,7 +148,7 @@ fn collect(path: &str, table: &Table, values: &mut BTreeMap<String, Value>) {
 #[test]
 fn it_is_a_configuration_that_can_be_used() {
     let env = |name: &str| (name == "DATABASE_URL").then(|| "postgres://u@h/d".to_owned());
-    let config = Config::parse("config.example.toml", &example(), &env);
+    let config = Config::parse("config.example.toml", &as_shipped(), &env);
     let config = config.unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.findings, []);
 }

@@ -27,6 +27,8 @@ mod hold_cli;
 mod hold_histories;
 mod hold_store;
 mod init;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod keeper;
 mod ledger;
 mod lifecycle;
@@ -46,6 +48,8 @@ mod server_faults;
 mod sink_faults;
 mod sinks_without_a_broker;
 mod spill;
+#[cfg(feature = "sqs")]
+mod sqs;
 mod support;
 mod task_queues;
 mod tidy;

@@ -1,5 +1,7 @@
 //! What is wrong with a configuration is shown where it is, with the remedy and without the secrets.
 
+use aftercommit::sink::FEATURES;
+
 use super::{BASE, parse};
 
 /// The whole message for each mistake.
@@ -299,7 +301,7 @@ error: `route.retry.backoff`: "1s-10m" is not a backoff
         (
             "[sink.pubsub.audit]\nurl = \"https://u:hunter2@h/\"",
             r#"
-error: sink type pubsub is not part of this build; it has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
+error: sink type pubsub is not part of this build; it has: TYPES
  --> app.toml:1:7
   |
 1 | [sink.pubsub.audit]
@@ -308,7 +310,7 @@ error: sink type pubsub is not part of this build; it has: amqp, bullmq, celery,
         (
             "[sink.celrey.more]",
             r#"
-error: unknown sink type celrey; this build has: amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
+error: unknown sink type celrey; this build has: TYPES
  --> app.toml:1:7
   |
 1 | [sink.celrey.more]
@@ -355,7 +357,51 @@ error: `gate.timeout`: this value is not a duration
     ] {
         // What is missing comes below, so that the lines above keep their numbers.
         let error = parse(&format!("{lines}\n{BASE}")).expect_err(lines);
+        let expected = expected.replace("TYPES", &types());
         assert_eq!(format!("\n{error}"), expected, "{lines}");
+    }
+}
+
+/// The types of sinks that this build has.
+fn types() -> String {
+    let is_there = |kind: &&str| match *kind {
+        "kafka" => cfg!(feature = "kafka"),
+        "sqs" => cfg!(feature = "sqs"),
+        _ => true,
+    };
+    let kinds = FEATURES.iter().copied().filter(is_there);
+    kinds.collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn a_sink_that_is_not_compiled_in_is_named_with_its_feature() {
+    for (kind, is_there) in [
+        ("kafka", cfg!(feature = "kafka")),
+        ("sqs", cfg!(feature = "sqs")),
+    ] {
+        let error = parse(&format!("[sink.{kind}.more]\n{BASE}")).expect_err("keys are missing");
+        let error = error.to_string();
+        let told = error.contains(&format!(
+            "sink type {kind} is not compiled into this binary"
+        )) && error.contains(&format!("help: build it with --features {kind}"));
+        assert_eq!(told, !is_there, "{error}");
+    }
+}
+
+/// Properties of Kafka are free in their names, and hidden in their values.
+#[cfg(feature = "kafka")]
+#[test]
+fn properties_are_free_and_hidden() {
+    let sink = "[sink.kafka.more]\nbrokers = \"h\"\ntopic = \"t\"\n";
+    let good = "properties = { \"linger.ms\" = \"5\", \"sasl.username\" = \"${PASSWORD}\" }";
+    parse(&format!("{sink}{good}\n{BASE}")).expect("they are free");
+    for bad in [
+        "properties = { \"acks\" = \"hunter2\" }",
+        "properties = { \"sasl.mechanism\" = [\"hunter2\"] }",
+    ] {
+        let error = parse(&format!("{sink}{bad}\n{BASE}")).expect_err(bad);
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        assert!(error.to_string().contains("***"), "{error}");
     }
 }
 
@@ -470,7 +516,7 @@ error: the sink workers has no type
   |
 3 | [sink.workers]
   |       ^^^^^^^
-  = help: write [sink.TYPE.workers]; the types are amqp, bullmq, celery, dramatiq, exec, nats, redis, sidekiq, stdout, webhook
+  = help: write [sink.TYPE.workers]; the types are TYPES
 
 error: routes are a list, and each is written [[route]]
  --> app.toml:5:1
@@ -486,6 +532,7 @@ app.toml: 3 errors"#,
         ),
     ] {
         let error = parse(text).expect_err(text);
+        let expected = expected.replace("TYPES", &types());
         assert_eq!(format!("\n{error}"), expected, "{text}");
     }
 }

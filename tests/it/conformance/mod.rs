@@ -301,10 +301,14 @@ macro_rules! conforms {
 
 // Behind the macro, which they use.
 mod exec;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod memory;
 mod nats;
 mod rabbitmq;
 mod redis;
+#[cfg(feature = "sqs")]
+mod sqs;
 mod stdout;
 mod task_queues;
 mod webhook;

@@ -11,6 +11,10 @@ pub(crate) mod celery;
 pub(crate) mod daemon;
 pub(crate) mod disk;
 pub(crate) mod exam;
+#[cfg(feature = "kafka")]
+pub(crate) mod kafka;
+#[cfg(feature = "sqs")]
+pub(crate) mod moto;
 pub(crate) mod nats;
 pub(crate) mod nats_reader;
 pub(crate) mod orders;

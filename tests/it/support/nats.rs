@@ -330,11 +330,17 @@ fn launch(directory: &TempDir) -> Result<Process, ()> {
 
 async fn read(context: &Context, first: u64) -> Vec<Stored> {
     let stream = context.get_stream(STREAM).await.expect("a stream");
-    try_to_read(&stream, first).await.expect("its messages")
+    let all = try_to_read(&stream, first, usize::MAX).await;
+    all.expect("its messages")
 }
 
-/// The messages of a stream whose state has just been asked for, from this place on; `None` when the server goes away.
-pub(super) async fn try_to_read(stream: &stream::Stream, first: u64) -> Option<Vec<Stored>> {
+/// The messages of a stream whose state has just been asked for, from this place on, and not many more than `most`; `None`
+/// when the server goes away.
+pub(super) async fn try_to_read(
+    stream: &stream::Stream,
+    first: u64,
+    most: usize,
+) -> Option<Vec<Stored>> {
     let state = &stream.cached_info().state;
     let first = first.max(state.first_sequence);
     if state.messages == 0 || state.last_sequence < first {
@@ -369,7 +375,7 @@ pub(super) async fn try_to_read(stream: &stream::Stream, first: u64) -> Option<V
                 payload: message.payload.to_vec(),
             });
         }
-        if found.len() == before {
+        if found.len() == before || found.len() >= most {
             break;
         }
     }

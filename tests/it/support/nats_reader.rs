@@ -11,6 +11,8 @@ use super::nats::{self, Nats, STREAM, Stored};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
+/// What is read at a time.
+const AT_ONCE: usize = 5_000;
 /// A look that takes longer has asked a server that is gone.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -89,7 +91,7 @@ async fn follow(context: &Context, state: &Mutex<State>) {
         // Reading on, other than looking, takes as long as it takes.
         let stream = timeout(LOOK, context.get_stream(STREAM)).await;
         let found = match stream {
-            Ok(Ok(stream)) => timeout(10 * LOOK, nats::try_to_read(&stream, next)).await,
+            Ok(Ok(stream)) => timeout(10 * LOOK, nats::try_to_read(&stream, next, AT_ONCE)).await,
             _ => Ok(None),
         };
         if let Ok(Some(found)) = found {

@@ -5,6 +5,7 @@
 
 pub(crate) mod ledger;
 pub(crate) mod load;
+mod numbered;
 pub(crate) mod unbound;
 
 use std::collections::HashSet;

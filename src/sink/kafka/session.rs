@@ -1,0 +1,232 @@
+//! A producer of librdkafka, what it reports, and what is known of the cluster's topics.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{
+    BaseRecord, DeliveryResult, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer,
+};
+use tokio::sync::mpsc;
+
+use super::verdict::{self, Refusal};
+use crate::envelope::parcel::Parcel;
+use crate::sink::{Cause, Outage};
+
+/// How a producer sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Manner {
+    /// Many messages in a request, and nothing more once one is refused.
+    Quick,
+    /// Each message in a request of its own; a refusal concerns nobody else.
+    Careful,
+}
+
+/// What became of the message with this number.
+pub(super) type Report = (usize, Result<(), RDKafkaErrorCode>);
+
+/// A question is asked anew after so long, so that nobody waits for its answer who is not interested any more.
+const SLICE: Duration = Duration::from_secs(2);
+
+/// A producer; whoever drops it takes back what it has not sent yet.
+pub(super) struct Session {
+    producer: Option<Arc<ThreadedProducer<Ear>>>,
+    reports: mpsc::UnboundedReceiver<Report>,
+    /// The last thing that went wrong with the cluster as a whole, in words.
+    trouble: Arc<Mutex<Option<String>>>,
+    /// Topics that are there.
+    topics: HashSet<String>,
+    /// Messages without a report.
+    under_way: usize,
+}
+
+impl Session {
+    /// Starts the producer; it connects by itself.
+    pub(super) fn open(config: &ClientConfig) -> Result<Session, Outage> {
+        let (report, reports) = mpsc::unbounded_channel();
+        let trouble = Arc::new(Mutex::new(None));
+        let ear = Ear {
+            report,
+            trouble: trouble.clone(),
+        };
+        let producer = ThreadedProducer::from_config_and_context(config, ear);
+        let producer = producer.map_err(|_| {
+            Outage(Cause::new(
+                "librdkafka cannot be started: threads or descriptors may be lacking",
+            ))
+        })?;
+        Ok(Session {
+            producer: Some(Arc::new(producer)),
+            reports,
+            trouble,
+            topics: HashSet::new(),
+            under_way: 0,
+        })
+    }
+
+    /// Gives a message to the producer, which copies it. Its report bears `number`.
+    pub(super) fn send(
+        &mut self,
+        number: usize,
+        topic: &str,
+        key: Option<&[u8]>,
+        parcel: &Parcel<'_>,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let Some(producer) = &self.producer else {
+            return Err(RDKafkaErrorCode::Fail);
+        };
+        let mut headers = OwnedHeaders::new_with_capacity(parcel.headers.len());
+        for (name, value) in &parcel.headers {
+            headers = headers.insert(Header {
+                key: name,
+                value: Some(value.as_bytes()),
+            });
+        }
+        let mut record = BaseRecord::with_opaque_to(topic, number)
+            .payload(&*parcel.value)
+            .headers(headers);
+        if let Some(key) = key {
+            record = record.key(key);
+        }
+        match producer.send(record) {
+            Ok(()) => self.under_way += 1,
+            Err((error, _)) => return Err(code_of(&error)),
+        }
+        Ok(())
+    }
+
+    /// Messages of which nothing was heard yet.
+    pub(super) fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// The next report, or nothing within this time.
+    pub(super) async fn report(&mut self, within: Duration) -> Option<Report> {
+        let report = tokio::time::timeout(within, self.reports.recv()).await;
+        let report = report.ok().flatten()?;
+        self.under_way = self.under_way.saturating_sub(1);
+        Some(report)
+    }
+
+    /// Takes back what has not been sent, and lets go of what has; each message still has its report.
+    pub(super) fn purge(&self) {
+        if let Some(producer) = &self.producer {
+            producer.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+
+    /// Whether the topic is there.
+    pub(super) async fn has(
+        &mut self,
+        topic: &str,
+        within: Duration,
+    ) -> Result<Result<(), Refusal>, Outage> {
+        if self.topics.contains(topic) {
+            return Ok(Ok(()));
+        }
+        let metadata = self.ask(topic, within).await?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        let error = match found {
+            None => Some(RDKafkaErrorCode::UnknownTopicOrPartition),
+            Some(found) => found.error().map(RDKafkaErrorCode::from),
+        };
+        Ok(match error {
+            None => {
+                self.topics.insert(topic.to_owned());
+                Ok(())
+            }
+            Some(code) => Err(verdict::of(code)),
+        })
+    }
+
+    /// What the cluster says of itself and of a topic.
+    pub(super) async fn ask(&self, topic: &str, within: Duration) -> Result<Metadata, Outage> {
+        let asked = tokio::time::timeout(within, self.ask_again_and_again(topic)).await;
+        match asked {
+            Ok(Some(metadata)) => Ok(metadata),
+            Ok(None) | Err(_) => Err(self.away(within)),
+        }
+    }
+
+    async fn ask_again_and_again(&self, topic: &str) -> Option<Metadata> {
+        loop {
+            let producer = self.producer.clone()?;
+            let topic = topic.to_owned();
+            let asked = tokio::task::spawn_blocking(move || {
+                producer.client().fetch_metadata(Some(&topic), SLICE)
+            });
+            match asked.await {
+                Ok(Ok(metadata)) => return Some(metadata),
+                // librdkafka answers at once where it knows already that nobody is there.
+                Ok(Err(_)) => tokio::time::sleep(SLICE / 20).await,
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// The cluster has not answered for so long.
+    pub(super) fn away(&self, within: Duration) -> Outage {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut words = format!("Kafka has not answered within {within:?}");
+        if let Some(trouble) = &*trouble {
+            words.push_str(": ");
+            words.push_str(trouble);
+        }
+        Outage(Cause::new(words))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.purge();
+        // Its threads are waited for, which takes a moment.
+        let producer = self.producer.take();
+        std::thread::spawn(move || drop(producer));
+    }
+}
+
+/// Hears what librdkafka has to say.
+struct Ear {
+    report: mpsc::UnboundedSender<Report>,
+    trouble: Arc<Mutex<Option<String>>>,
+}
+
+impl ClientContext for Ear {
+    /// At once a line for each attempt to connect: what it comes to is told with the outcome.
+    fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
+        tracing::debug!(facility, "librdkafka: {message}");
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
+            return;
+        }
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        *trouble = Some(reason.to_owned());
+    }
+}
+
+impl ProducerContext for Ear {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        let result = match result {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(code_of(error)),
+        };
+        // Nobody listens any more to a producer that is on its way out.
+        let _ = self.report.send((number, result));
+    }
+}
+
+fn code_of(error: &KafkaError) -> RDKafkaErrorCode {
+    error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)
+}
