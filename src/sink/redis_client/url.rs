@@ -267,7 +267,7 @@ mod tests {
     fn says_what_is_wrong_without_showing_the_password() {
         for (url, words) in [
             ("localhost:6379", "no URL"),
-            ("sentinel://:s3cret@h", "not in this build yet"),
+            ("sentinel://:s3cret@h", "scheme"),
             ("sqs://s3cret", "scheme"),
             ("redis://:s3cret@a/0;redis://:s3cret@b/0", "several brokers"),
             ("redis://:s3cret@h:port/0", "port"),
