@@ -16,7 +16,7 @@ over! {"16", "one message in ten is unroutable, pipelined", lost_mail;
 const LOST: &str = "hashtext(id::text) % 10 = 0";
 
 async fn lost_mail(sheet: Sheet, outlet: Outlet) {
-    let rows = by_profile(2_000, 100_000);
+    let rows = by_profile(2_000, 30_000);
     let mut trial = Trial::new(&sheet, outlet);
     trial.exam.postgres.psql(&format!(
         "create function exam.lose() returns trigger language plpgsql as

@@ -13,6 +13,9 @@ use crate::support::nats_reader::Reader;
 /// Who the daemon logs in as.
 const USER: &str = "exam";
 
+/// Room that is left in a stream that fills up, in bytes.
+const LEFT: i64 = 500_000;
+
 /// A server of its own, with its stream.
 pub(super) struct OnJetStream {
     server: Nats,
@@ -96,7 +99,8 @@ impl Place for OnJetStream {
     }
 
     fn fill(&mut self, _: &Exam) {
-        let bytes = self.server.bytes();
+        // Not below what it has by then: the server would make room by dropping the oldest.
+        let bytes = self.server.bytes() + LEFT;
         self.server.change_stream(|config| config.max_bytes = bytes);
     }
 
