@@ -1,6 +1,5 @@
 //! Celery's queues and an exchange in RabbitMQ.
 
-use std::net::{Ipv4Addr, TcpStream};
 use std::sync::Mutex;
 
 use aftercommit::outbox::Field;
@@ -12,7 +11,6 @@ use aftercommit::sink::{Settings as _, Sink};
 use super::{Fields, Subject};
 use crate::support::proxy::Proxy;
 use crate::support::rabbitmq::{self, RabbitMq, Vhost};
-use crate::support::wait::{PATIENCE, within};
 
 conforms!(
     celery_on_rabbitmq,
@@ -115,18 +113,7 @@ impl Subject for OnRabbitMq {
     }
 
     fn set_away(&mut self, away: bool) {
-        if away {
-            self.proxy.refuse();
-            self.proxy.reset();
-        } else {
-            self.proxy.pass();
-        }
-        // The proxy has a thread of its own.
-        let changed = || {
-            let there = TcpStream::connect((Ipv4Addr::LOCALHOST, self.proxy.port())).is_ok();
-            (there != away).then_some(())
-        };
-        within(PATIENCE, changed).expect("a proxy that does what it is told");
+        self.proxy.set_away(away);
     }
 
     fn rejected(&self) -> Fields {

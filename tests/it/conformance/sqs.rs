@@ -70,11 +70,7 @@ impl Subject for OnSqs {
     }
 
     fn set_away(&mut self, away: bool) {
-        if away {
-            self.proxy.refuse();
-        } else {
-            self.proxy.pass();
-        }
+        self.proxy.set_away(away);
     }
 
     fn rejected(&self) -> Fields {

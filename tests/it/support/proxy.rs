@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::port::free_port;
+use super::wait::{PATIENCE, within};
 
 /// What happens to the bytes of one direction, of open connections and of new ones.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -161,6 +162,20 @@ impl Proxy {
             faults.refuse = true;
             faults.resets += 1;
         });
+    }
+
+    /// As [`refuse`](Proxy::refuse) or [`pass`](Proxy::pass), and done when it returns: the proxy has a thread of its own.
+    pub(crate) fn set_away(&self, away: bool) {
+        match away {
+            true => self.refuse(),
+            false => self.pass(),
+        }
+        let changed = || {
+            let there = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).is_ok();
+            let gone = !there && self.open() == 0;
+            (if away { gone } else { there }).then_some(())
+        };
+        within(PATIENCE, changed).expect("a proxy that does what it is told");
     }
 
     /// How many connections were accepted so far.
