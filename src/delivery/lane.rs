@@ -27,6 +27,10 @@ use crate::units::BackoffRange;
 const BATCH_TASKS: usize = 3072;
 const BATCH_BYTES: usize = 1 << 20;
 
+/// So many go to a sink that was away, to see whether it is back. Few: where it hangs, later tasks of their keys stay in the
+/// daemon until it is given up, and could use up what all sinks may have in flight.
+const TRIAL_TASKS: usize = 8;
+
 /// From a delivery that took so long on, the next one waits a little for company: what was settled makes room, and what
 /// comes into it would otherwise just miss the batch, and wait for a whole delivery. Each of the two would then carry half
 /// of what may be under way.
@@ -127,7 +131,8 @@ impl Running {
                 away,
             );
             self.spill();
-            let most = self.lane.sink.most().clamp(1, BATCH_TASKS);
+            let limit = if away { TRIAL_TASKS } else { BATCH_TASKS };
+            let most = self.lane.sink.most().clamp(1, limit);
             let batch = match self.may_try(most) {
                 true => self.queue.next_batch(at(), most, BATCH_BYTES),
                 false => Vec::new(),
