@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use aftercommit::outbox::Task;
 use aftercommit::sink::{Settings as _, Sink, celery};
 
 use super::{Lane, numbers, open, tasks};
@@ -37,21 +38,26 @@ async fn a_failover_under_load_loses_nothing_and_nothing_comes_twice() {
     assert_eq!(primary, 1);
     // The old primary comes back as the replica: until then nobody else has what we add.
     guarded.servers[0].restart();
-    let mut outages = 0;
-    while let Err(cause) = lane.hand(&failed).await {
-        outages += 1;
-        assert!(outages < 600, "{cause}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    hand_over(&mut lane, &failed).await;
     next += 50;
-    // A successor, to which all of it comes again.
+    // A successor, to which all of it comes again. The old primary may have to begin anew as a replica once more meanwhile.
     let mut lane = Lane::new(open(settings));
-    lane.delivers(&tasks(0..next + 50)).await;
+    hand_over(&mut lane, &tasks(0..next + 50)).await;
     next += 50;
     let arrived = numbers(guarded.servers[primary].entry_ids("events"));
     assert_eq!(arrived, (0..next).collect::<Vec<_>>());
     let seen = format!("{:?}", lane.sink.probe().await);
     assert!(!seen.contains("Fault"), "{seen}");
+}
+
+/// Hands a batch over until it is taken.
+async fn hand_over(lane: &mut Lane, batch: &[Task]) {
+    let mut outages = 0;
+    while let Err(cause) = lane.hand(batch).await {
+        outages += 1;
+        assert!(outages < 600, "{cause}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 const SECRETS: Secrets = Secrets {
