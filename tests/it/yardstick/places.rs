@@ -126,6 +126,8 @@ impl Place for OnRabbitMq<'_> {
     }
 
     fn reset(&mut self) {
+        // Only what is there can be deleted.
+        self.vhost.queue(QUEUE, json!({"x-queue-type": self.kind}));
         self.vhost.delete_queue(QUEUE);
         self.vhost.queue(QUEUE, json!({"x-queue-type": self.kind}));
         if let Some(exchange) = self.exchange {
