@@ -9,7 +9,8 @@
 //!   by one within a key, and side by side over keys: guards and replicas do not go together (`stream.rs`).
 //! - **What the broker can lose**: a stream in memory, all at a restart; one on disk, what was written in the last two minutes
 //!   at a crash of the *machine* (nats-server's `sync_interval`; a kill of the server alone loses nothing), unless it has
-//!   replicas; with `discard = old`, what is beyond its limits, read or not; with retention `interest`, what no consumer wants.
+//!   replicas; with `discard = old`, what is beyond its limits, read or not; before nats-server 2.10.5 the same with
+//!   `discard = new`, where `max_bytes` is the limit; with retention `interest`, what no consumer wants.
 //!   `check --online` tells these settings.
 //! - **`jetstream = false, acknowledge = "none"`**: publishing to subscribers as they are at that moment. Lost is what nobody is
 //!   subscribed to, what a subscriber's connection or a server on the way drops, and what a slow subscriber cannot take.
