@@ -7,6 +7,8 @@
 
 mod answers;
 mod exec;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod places;
 mod replay;
 mod tap;
@@ -206,5 +208,9 @@ fn sinks() {
     places::all(&wanted);
     if wanted("exec") {
         exec::measure();
+    }
+    #[cfg(feature = "kafka")]
+    if wanted("kafka") {
+        kafka::measure();
     }
 }
