@@ -58,6 +58,9 @@ const LARGE: usize = 8 << 20;
 const REFUSAL_FRESH: Duration = Duration::from_secs(1);
 /// How long messages go one by one after the broker has closed a channel without saying by which of them.
 const CAREFUL: Duration = Duration::from_secs(10);
+/// After so long a batch is cut short. Long beside the time in which a broker nearby confirms, so that many of one key go
+/// in a batch there; short beside what a task of another key may have to wait.
+const CUT_SHORT: Duration = Duration::from_millis(100);
 /// Names that are remembered.
 const EXCHANGES_KNOWN: usize = 1000;
 
@@ -121,6 +124,7 @@ impl Publisher {
             flow: Flow::new(tasks),
             alone: None,
             written: 0,
+            since: Instant::now(),
         };
         let done = run.all(&mut link, self).await;
         // A connection that is blocked is kept: a new one would take a message, and be blocked as well.
@@ -128,7 +132,10 @@ impl Publisher {
             self.let_rest(link);
         }
         match done {
-            Ok(()) => self.answered.forget(tasks),
+            Ok(()) => {
+                let tried = run.flow.tried().filter_map(|task| tasks.get(task));
+                self.answered.forget(tried);
+            }
             Err(_) => {
                 let confirmed = run.flow.delivered().filter_map(|task| tasks.get(task));
                 confirmed.for_each(|task| self.answered.insert(task));
@@ -180,12 +187,16 @@ struct Run<'b, L> {
     alone: Option<String>,
     /// The tag up to which all is written.
     written: u64,
+    since: Instant,
 }
 
 impl<L: Letters> Run<'_, L> {
     async fn all(&mut self, link: &mut Link, publisher: &mut Publisher) -> Result<(), Outage> {
         let mut answered = Instant::now();
         loop {
+            if self.since.elapsed() >= CUT_SHORT {
+                self.flow.cut_short();
+            }
             self.fill(link, publisher);
             if self.flow.is_done() {
                 return Ok(());
