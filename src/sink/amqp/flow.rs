@@ -149,7 +149,8 @@ impl Flow {
     /// Tasks that were delivered so far, or have failed.
     pub(super) fn tried(&self) -> impl Iterator<Item = usize> {
         let outcomes = self.outcomes.iter().enumerate();
-        let tried = outcomes.filter(|(_, outcome)| !matches!(outcome, None | Some(Outcome::Unsent)));
+        let tried =
+            outcomes.filter(|(_, outcome)| !matches!(outcome, None | Some(Outcome::Unsent)));
         tried.map(|(task, _)| task)
     }
 

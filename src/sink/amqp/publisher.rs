@@ -13,7 +13,8 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
 
 use super::flow::Flow;
-use super::link::{Event, Link};
+use super::link::{Event, Link, Trouble};
+use super::login::Limits;
 use super::method::{self, Method, Refusal};
 use super::outcome::{blocked, nacked, outage, refused};
 use super::rest::Resting;
@@ -70,6 +71,8 @@ pub(in crate::sink) struct Publisher {
     tls: Option<Arc<ClientConfig>>,
     /// No answer for so long, and the broker counts as away.
     timeout: Duration,
+    /// What was agreed on with the broker the last time.
+    limits: Option<Limits>,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
     resting: Option<Resting>,
     /// A channel was closed without saying by which message: one by one until then.
@@ -90,6 +93,7 @@ impl Publisher {
             address,
             tls,
             timeout,
+            limits: None,
             resting: None,
             careful_until: None,
             refused: HashMap::new(),
@@ -150,9 +154,20 @@ impl Publisher {
         {
             return Ok(link);
         }
-        let open = Link::open(&self.address, self.tls.as_ref());
+        // Gone when it does not work: then step by step.
+        let known = self.limits.take();
+        let open = Link::open(&self.address, self.tls.as_ref(), known);
         match timeout(self.timeout, open).await {
-            Ok(opened) => opened.map_err(|trouble| outage(trouble, &self.address)),
+            Ok(Ok((link, limits))) => {
+                self.limits = Some(limits);
+                Ok(link)
+            }
+            Ok(Err(trouble)) => {
+                if let Trouble::Unreachable(_) = trouble {
+                    self.limits = known;
+                }
+                Err(outage(trouble, &self.address))
+            }
             Err(_) => Err(self.late()),
         }
     }
