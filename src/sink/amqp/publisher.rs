@@ -209,9 +209,6 @@ impl<L: Letters> Run<'_, L> {
     async fn all(&mut self, link: &mut Link, publisher: &mut Publisher) -> Result<(), Outage> {
         let mut answered = Instant::now();
         loop {
-            if self.since.elapsed() >= CUT_SHORT {
-                self.flow.cut_short();
-            }
             self.fill(link, publisher);
             if self.flow.is_done() {
                 return Ok(());
@@ -221,6 +218,10 @@ impl<L: Letters> Run<'_, L> {
                 Ok(event) => event.map_err(|trouble| outage(trouble, &publisher.address))?,
                 Err(_) => return Err(publisher.late()),
             };
+            // Before a confirm that was long under way makes way for the next one.
+            if self.since.elapsed() >= CUT_SHORT {
+                self.flow.cut_short();
+            }
             match event {
                 Event::Said(Method::Ack { tag, multiple }) => {
                     self.answered(link, tag, multiple, &Outcome::Delivered);
