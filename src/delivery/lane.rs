@@ -241,6 +241,10 @@ impl Running {
     fn outcome(&mut self, passage: Passage, outcome: Outcome) {
         let cause = match &outcome {
             Outcome::Delivered => return self.queue.delivered(&passage.task, passage.origin),
+            Outcome::Unsent => {
+                self.queue.outcome(passage, outcome, at());
+                return;
+            }
             Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause) => {
                 cause.clone()
             }

@@ -22,6 +22,7 @@ use aftercommit::sink::{Outcome, Sink};
 use self::answers::Protocol;
 use self::replay::Replay;
 use self::tap::{Recording, Tap};
+use crate::support::handover::hand_over;
 
 /// As a lane hands them over.
 const BATCH: usize = 3_000;
@@ -133,7 +134,7 @@ fn thread_time() -> Duration {
 }
 
 async fn through(sink: &mut Box<dyn Sink>, batch: &[Task]) {
-    let outcomes = sink.deliver(batch).await.expect("the broker is there");
+    let outcomes = hand_over(sink, batch).await.expect("the broker is there");
     let all = outcomes.iter().all(|it| *it == Outcome::Delivered);
     assert!(all, "all is delivered");
 }
