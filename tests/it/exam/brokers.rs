@@ -33,6 +33,12 @@ over! {"8", "the broker hangs for 90 s, load goes on", hangs;
     row_08_redis_list: RedisList, InFull;
     row_08_nats: JetStream, InFull;
     row_08_webhook: Webhook, InFull;
+    row_08_sidekiq: Sidekiq, InFull;
+    row_08_dramatiq_redis: DramatiqRedis, InFull;
+    row_08_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_08_bullmq: BullMq, InFull;
+    row_08_kafka: Kafka, InFull;
+    row_08_sqs: Sqs, InFull;
 }
 
 async fn hangs(sheet: Sheet, outlet: Outlet) {
@@ -132,13 +138,19 @@ over! {"11", "the broker is away while 120,000 rows arrive", away;
     row_11_redis_list: RedisList, InFull;
     row_11_nats: JetStream, InFull;
     row_11_webhook: Webhook, InFull;
+    row_11_sidekiq: Sidekiq, InFull;
+    row_11_dramatiq_redis: DramatiqRedis, InFull;
+    row_11_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_11_bullmq: BullMq, InFull;
+    row_11_kafka: Kafka, InFull;
+    row_11_sqs: Sqs, InFull;
 }
 
 async fn away(sheet: Sheet, outlet: Outlet) {
     const AT_ONCE: usize = 100;
-    let rows: usize = by_profile(8_000, 120_000);
+    let rows = outlet.gently(by_profile(8_000, 120_000));
     // A debug build beside other tests does less.
-    let least: usize = by_profile(500, 5_000);
+    let least = outlet.gently(by_profile(500, 5_000));
     let mut trial = Trial::new(&sheet, outlet);
     let proxy = Proxy::start(trial.broker_port());
     let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
@@ -197,6 +209,12 @@ over! {"10", "kill -9 of a durable broker", kills;
     row_10_nats: JetStream, Always;
     row_10_webhook: Webhook, Always;
     row_10_exec: Exec, Always;
+    row_10_sidekiq: Sidekiq, InFull;
+    row_10_dramatiq_redis: DramatiqRedis, InFull;
+    row_10_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_10_bullmq: BullMq, InFull;
+    row_10_kafka: Kafka, InFull;
+    row_10_sqs: Sqs, InFull;
 }
 
 async fn kills(sheet: Sheet, outlet: Outlet) {
@@ -233,6 +251,12 @@ over! {"13", "the broker applies, its answer is lost", lost_answers;
     row_13_redis_list: RedisList, InFull;
     row_13_nats: JetStream, Always;
     row_13_webhook: Webhook, Always;
+    row_13_sidekiq: Sidekiq, InFull;
+    row_13_dramatiq_redis: DramatiqRedis, InFull;
+    row_13_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_13_bullmq: BullMq, InFull;
+    row_13_kafka: Kafka, InFull;
+    row_13_sqs: Sqs, InFull;
 }
 
 async fn lost_answers(sheet: Sheet, outlet: Outlet) {

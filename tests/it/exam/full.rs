@@ -14,6 +14,11 @@ over! {"15", "the broker has no room for messages", no_room;
     row_15_celery_rabbitmq: CeleryRabbitMq, Always;
     row_15_amqp: Amqp, InFull;
     row_15_nats: JetStream, Always;
+    row_15_sidekiq: Sidekiq, InFull;
+    row_15_dramatiq_redis: DramatiqRedis, InFull;
+    row_15_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_15_bullmq: BullMq, InFull;
+    row_15_kafka: Kafka, InFull;
 }
 
 async fn no_room(sheet: Sheet, outlet: Outlet) {
@@ -41,6 +46,8 @@ async fn no_room(sheet: Sheet, outlet: Outlet) {
 
 over! {"15", "the stream is absent", absent;
     row_15_absent_nats: JetStream, Always;
+    row_15_absent_kafka: Kafka, InFull;
+    row_15_absent_sqs: Sqs, InFull;
 }
 
 async fn absent(sheet: Sheet, outlet: Outlet) {

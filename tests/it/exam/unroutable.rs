@@ -10,13 +10,16 @@ use super::{Outlet, by_profile};
 over! {"16", "one message in ten is unroutable, pipelined", lost_mail;
     row_16_amqp: Amqp, Always;
     row_16_celery_rabbitmq: CeleryRabbitMq, Always;
+    row_16_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_16_kafka: Kafka, InFull;
+    row_16_sqs: Sqs, InFull;
 }
 
 /// Which of them.
 const LOST: &str = "hashtext(id::text) % 10 = 0";
 
 async fn lost_mail(sheet: Sheet, outlet: Outlet) {
-    let rows = by_profile(2_000, 30_000);
+    let rows = outlet.gently(by_profile(2_000, 30_000));
     let mut trial = Trial::new(&sheet, outlet);
     trial.exam.postgres.psql(&format!(
         "create function exam.lose() returns trigger language plpgsql as

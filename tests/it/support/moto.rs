@@ -15,9 +15,12 @@ use super::port::free_port;
 use super::process::{Process, scratch};
 use super::wait::{PATIENCE, within};
 
+/// Whose queues they are.
+const ACCOUNT: &str = "123456789012";
+
 /// A private server, stopped when the tests are over.
 pub(crate) struct Moto {
-    _process: Process,
+    process: Process,
     _directory: TempDir,
     port: u16,
 }
@@ -29,7 +32,8 @@ impl Moto {
         &SERVER
     }
 
-    fn start() -> Moto {
+    /// One for a test alone.
+    pub(crate) fn start() -> Moto {
         let program = environment().join("bin/moto_server");
         let directory = scratch("moto");
         let log = directory.path().join("log");
@@ -46,7 +50,7 @@ impl Moto {
         });
         assert_eq!(up, Some(true), "moto_server: {}", process.tail());
         Moto {
-            _process: process,
+            process,
             _directory: directory,
             port,
         }
@@ -54,6 +58,30 @@ impl Moto {
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn stop(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT, after [`stop`](Moto::stop).
+    pub(crate) fn cont(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// Makes a standard queue of this name.
+    pub(crate) fn make(&self, name: &str) {
+        self.ask("CreateQueue", &json!({"QueueName": name}));
+    }
+
+    /// A queue that is there.
+    pub(crate) fn queue_of(&self, name: &str) -> Queue<'_> {
+        Queue {
+            server: self,
+            name: name.to_owned(),
+            url: format!("http://127.0.0.1:{}/{ACCOUNT}/{name}", self.port),
+        }
     }
 
     /// Makes a queue of a name that no other test has, `.fifo` at its end if it is to be one.
@@ -137,6 +165,28 @@ impl Queue<'_> {
             self.server.ask("DeleteMessageBatch", &request);
             taken.extend(messages);
         }
+    }
+
+    /// The bodies of messages that nobody has seen yet, in their order, from so many requests; they stay, and are not seen again.
+    pub(crate) fn look(&self, requests: usize) -> Vec<String> {
+        let mut seen = Vec::new();
+        for _ in 0..requests {
+            let request = json!({"QueueUrl": self.url, "MaxNumberOfMessages": 10, "VisibilityTimeout": 43_200});
+            let answer = self.server.ask("ReceiveMessage", &request);
+            let messages = answer["Messages"].as_array().into_iter().flatten();
+            let before = seen.len();
+            seen.extend(messages.filter_map(|it| it["Body"].as_str().map(str::to_owned)));
+            if seen.len() < before + 10 {
+                break;
+            }
+        }
+        seen
+    }
+
+    /// It is no more.
+    pub(crate) fn delete(&self) {
+        self.server
+            .ask("DeleteQueue", &json!({"QueueUrl": self.url}));
     }
 
     /// One of its attributes, as text.
