@@ -39,6 +39,7 @@ over! {"8", "the broker hangs for 90 s, load goes on", hangs;
     row_08_bullmq: BullMq, InFull;
     row_08_kafka: Kafka, InFull;
     row_08_sqs: Sqs, InFull;
+    row_08_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn hangs(sheet: Sheet, outlet: Outlet) {
@@ -144,6 +145,7 @@ over! {"11", "the broker is away while 120,000 rows arrive", away;
     row_11_bullmq: BullMq, InFull;
     row_11_kafka: Kafka, InFull;
     row_11_sqs: Sqs, InFull;
+    row_11_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn away(sheet: Sheet, outlet: Outlet) {
@@ -215,6 +217,7 @@ over! {"10", "kill -9 of a durable broker", kills;
     row_10_bullmq: BullMq, InFull;
     row_10_kafka: Kafka, InFull;
     row_10_sqs: Sqs, InFull;
+    row_10_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn kills(sheet: Sheet, outlet: Outlet) {
@@ -257,6 +260,7 @@ over! {"13", "the broker applies, its answer is lost", lost_answers;
     row_13_bullmq: BullMq, InFull;
     row_13_kafka: Kafka, InFull;
     row_13_sqs: Sqs, InFull;
+    row_13_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn lost_answers(sheet: Sheet, outlet: Outlet) {

@@ -62,6 +62,7 @@ over! {"22", "a row of 100 MB; a row over the sink's limit", large_rows;
     row_22_bullmq: BullMq, InFull;
     row_22_kafka: Kafka, InFull;
     row_22_sqs: Sqs, InFull;
+    row_22_sqs_fifo: SqsFifo, InFull;
 }
 
 /// A row that is over an outlet's limit, in bytes; and what is said of it.
@@ -87,7 +88,7 @@ fn over_the_limit(outlet: Outlet) -> Option<(u64, &'static str)> {
         Outlet::Webhook => large((160_000_000, "413")),
         // librdkafka's default is 1,000,000 bytes.
         Outlet::Kafka => Some((by_profile(2_000_000, 100_000_000), "message.max.bytes")),
-        Outlet::Sqs => Some((by_profile(1_100_000, 100_000_000), "1 MiB")),
+        Outlet::Sqs | Outlet::SqsFifo => Some((by_profile(1_100_000, 100_000_000), "1 MiB")),
         Outlet::Exec | Outlet::Stdout => None,
     }
 }
@@ -97,7 +98,7 @@ async fn large_rows(sheet: Sheet, outlet: Outlet) {
     const BUDGET: u64 = 64 << 20;
     let row: u64 = match outlet {
         // As large as it takes.
-        Outlet::JetStream | Outlet::Sqs => 1_000_000,
+        Outlet::JetStream | Outlet::Sqs | Outlet::SqsFifo => 1_000_000,
         Outlet::Kafka => 950_000,
         _ => by_profile(20_000_000, 100_000_000),
     };
@@ -233,6 +234,7 @@ over! {"23", "poison rows", poison;
     row_23_bullmq: BullMq, InFull;
     row_23_kafka: Kafka, InFull;
     row_23_sqs: Sqs, InFull;
+    row_23_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn poison(sheet: Sheet, outlet: Outlet) {

@@ -29,6 +29,7 @@ over! {"1", "kill -9 of the daemon at random moments", random_kills;
     row_01_bullmq: BullMq, InFull;
     row_01_kafka: Kafka, InFull;
     row_01_sqs: Sqs, InFull;
+    row_01_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn random_kills(sheet: Sheet, outlet: Outlet) {
@@ -82,6 +83,7 @@ over! {"2", "kill -9 of the daemon at named points", named_points;
     row_02_bullmq: BullMq, InFull;
     row_02_kafka: Kafka, InFull;
     row_02_sqs: Sqs, InFull;
+    row_02_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn named_points(sheet: Sheet, outlet: Outlet) {

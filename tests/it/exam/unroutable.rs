@@ -13,6 +13,7 @@ over! {"16", "one message in ten is unroutable, pipelined", lost_mail;
     row_16_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
     row_16_kafka: Kafka, InFull;
     row_16_sqs: Sqs, InFull;
+    row_16_sqs_fifo: SqsFifo, InFull;
 }
 
 /// Which of them.

@@ -62,6 +62,8 @@ pub(super) enum Outlet {
     Kafka,
     /// `sqs`: a standard queue of moto's.
     Sqs,
+    /// `sqs`: a FIFO queue.
+    SqsFifo,
 }
 
 /// Requests of ten, with the default of `concurrency`.
@@ -85,6 +87,7 @@ impl fmt::Display for Outlet {
             Outlet::BullMq => "BullMQ",
             Outlet::Kafka => "Kafka",
             Outlet::Sqs => "SQS",
+            Outlet::SqsFifo => "SQS, FIFO",
         })
     }
 }
@@ -101,7 +104,9 @@ impl Outlet {
             Outlet::Kafka if cfg!(not(feature = "kafka")) => {
                 Some("built without the feature kafka")
             }
-            Outlet::Sqs if cfg!(not(feature = "sqs")) => Some("built without the feature sqs"),
+            Outlet::Sqs | Outlet::SqsFifo if cfg!(not(feature = "sqs")) => {
+                Some("built without the feature sqs")
+            }
             Outlet::JetStream if !nats::is_there() => {
                 Some("no nats-server here; scripts/apt-install.sh nats-server")
             }
@@ -111,7 +116,7 @@ impl Outlet {
 
     /// Whether the sink knows what its place has, or the place itself, so that nothing comes twice, whatever happens.
     fn excludes_repeats(self) -> bool {
-        self.is_in_redis() || self == Outlet::JetStream
+        self.is_in_redis() || matches!(self, Outlet::JetStream | Outlet::SqsFifo)
     }
 
     /// Whether it is a key of the Redis of the [`Exam`].
@@ -146,7 +151,7 @@ impl Outlet {
         match self {
             Outlet::Webhook => webhook::CONCURRENCY,
             Outlet::Exec => exec::WORKERS,
-            Outlet::Sqs => SQS_UNDER_WAY,
+            Outlet::Sqs | Outlet::SqsFifo => SQS_UNDER_WAY,
             _ => IN_FLIGHT,
         }
     }
@@ -158,7 +163,7 @@ impl Outlet {
             Outlet::Exec => exec::WORKERS,
             // One of each key.
             Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::DramatiqRabbitMq => in_flight.min(KEYS),
-            Outlet::Sqs => SQS_UNDER_WAY,
+            Outlet::Sqs | Outlet::SqsFifo => SQS_UNDER_WAY,
             _ => in_flight,
         }
     }
@@ -173,6 +178,7 @@ impl Outlet {
                 | Outlet::JetStream
                 | Outlet::Kafka
                 | Outlet::Sqs
+                | Outlet::SqsFifo
         )
     }
 
@@ -198,7 +204,9 @@ impl Outlet {
             #[cfg(feature = "kafka")]
             Outlet::Kafka => Box::new(kafka::OnKafka::start()),
             #[cfg(feature = "sqs")]
-            Outlet::Sqs => Box::new(sqs::OnSqs::start(own)),
+            Outlet::Sqs => Box::new(sqs::OnSqs::start(false)),
+            #[cfg(feature = "sqs")]
+            Outlet::SqsFifo => Box::new(sqs::OnSqs::start(true)),
             #[cfg(not(all(feature = "kafka", feature = "sqs")))]
             _ => panic!("not in this build"),
         }

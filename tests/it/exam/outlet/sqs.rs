@@ -1,12 +1,10 @@
-//! SQS: a standard queue of moto's.
+//! SQS: a queue of moto's, standard or FIFO.
 //!
 //! moto keeps everything in memory, so it is "killed" by resetting and refusing its connections: that it loses its memory
-//! cannot be tried, and SQS has no such thing. It is slow: rows go easy on it, and the one that counts rows a second (11)
-//! counts fewer. It has always room (15), and lets everyone in with any signature; that the client trusts an authority of
-//! ours cannot be configured (25). FIFO queues are left out: moto forgets the ids that a queue is to know again as soon as
-//! a message is read; `tests/it/sqs.rs` has the daemon over them.
+//! cannot be tried, and SQS has no such thing. It is slow: rows go easy on it. It has always room (15), and lets everyone in
+//! with any signature; that the client trusts an authority of ours cannot be configured (25).
 //!
-//! What was read stays in the queue, unseen: moto may lose what is sent while something is deleted.
+//! SQS promises no order in standard queues; moto keeps the one in which it was given messages, and that is what is judged.
 
 use serde_json::json;
 
@@ -15,60 +13,31 @@ use crate::support::exam::{CANARY_SECRET, Exam};
 use crate::support::moto::{Moto, Queue};
 use crate::support::proxy::Proxy;
 
-/// So many requests for messages at a time.
-const AT_ONCE: usize = 20;
-
-enum Server {
-    Shared,
-    Own(Moto),
-}
-
-/// A queue, and what was read from it.
+/// A server of its own, with a queue.
 pub(super) struct OnSqs {
-    server: Server,
+    server: Moto,
     name: String,
     /// It takes the server away.
     proxy: Proxy,
-    bodies: Vec<String>,
     read: usize,
     /// Nobody answers.
     hangs: bool,
 }
 
 impl OnSqs {
-    pub(super) fn start(own: bool) -> OnSqs {
-        let server = match own {
-            true => Server::Own(Moto::start()),
-            false => Server::Shared,
-        };
-        let moto = moto(&server);
-        let name = moto.queue(false, json!({})).name;
+    pub(super) fn start(fifo: bool) -> OnSqs {
+        let server = Moto::start_open();
         OnSqs {
-            proxy: Proxy::start(moto.port()),
-            name,
+            proxy: Proxy::start(server.port()),
+            name: server.queue(fifo, json!({})).name,
             server,
-            bodies: Vec::new(),
             read: 0,
             hangs: false,
         }
     }
 
     fn queue(&self) -> Queue<'_> {
-        moto(&self.server).queue_of(&self.name)
-    }
-
-    fn own(&self) -> &Moto {
-        match &self.server {
-            Server::Shared => panic!("this one is for others, too"),
-            Server::Own(moto) => moto,
-        }
-    }
-}
-
-fn moto(server: &Server) -> &Moto {
-    match server {
-        Server::Shared => Moto::shared(),
-        Server::Own(moto) => moto,
+        self.server.queue_of(&self.name)
     }
 }
 
@@ -86,14 +55,14 @@ impl Place for OnSqs {
     }
 
     fn read(&mut self, _: &Exam, found: &mut Found) {
-        if !self.hangs {
-            let new = self.queue().look(AT_ONCE);
-            self.bodies.extend(new);
+        if self.hangs {
+            return;
         }
-        let new = &self.bodies[self.read..];
+        let new = self.server.bodies(&self.name, self.read);
+        let new = new.expect("what the queue has");
+        self.read += new.len();
         new.iter()
             .for_each(|body| found.add_object(body.as_bytes()));
-        self.read = self.bodies.len();
     }
 
     fn rewind(&mut self) {
@@ -102,11 +71,11 @@ impl Place for OnSqs {
 
     fn stop(&mut self, _: &Exam) {
         self.hangs = true;
-        self.own().stop();
+        self.server.stop();
     }
 
     fn cont(&mut self, _: &Exam) {
-        self.own().cont();
+        self.server.cont();
         self.hangs = false;
     }
 
@@ -120,11 +89,9 @@ impl Place for OnSqs {
 
     fn vanish(&mut self, _: &Exam) {
         self.queue().delete();
-        self.hangs = true;
     }
 
     fn appear(&mut self, _: &Exam) {
-        moto(&self.server).make(&self.name);
-        self.hangs = false;
+        self.queue().make();
     }
 }
