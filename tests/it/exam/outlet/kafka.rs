@@ -6,6 +6,7 @@
 //! cut, librdkafka reads and writes the frames, and mends the connection by itself: of row 12 that part is sat which cuts
 //! at random.
 
+use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -15,7 +16,6 @@ use std::time::Duration;
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaApiKey::Produce;
@@ -164,8 +164,7 @@ impl Reader {
             .set("fetch.error.backoff.ms", "10")
             .set("reconnect.backoff.ms", "10")
             .set("reconnect.backoff.max.ms", "50")
-            // Otherwise what was dropped before it was read would not show.
-            .set("auto.offset.reset", "error")
+            .set("auto.offset.reset", "earliest")
             .create()
             .expect("a consumer");
         let mut from = TopicPartitionList::new();
@@ -183,18 +182,18 @@ impl Reader {
 }
 
 fn read(consumer: &BaseConsumer, values: &Mutex<Vec<Vec<u8>>>, ended: &AtomicBool) {
+    let mut next: HashMap<i32, i64> = HashMap::new();
     while !ended.load(Ordering::SeqCst) {
-        match consumer.poll(Duration::from_millis(50)) {
-            Some(Ok(message)) => {
-                lock(values).push(message.payload().unwrap_or_default().to_vec());
-            }
-            Some(Err(KafkaError::MessageConsumption(code)))
-                if code == RDKafkaErrorCode::AutoOffsetReset =>
-            {
-                panic!("the cluster has dropped what was not read yet");
-            }
-            // It is away, and will be back.
-            Some(Err(_)) | None => {}
+        // It may be away, and will be back.
+        let Some(Ok(message)) = consumer.poll(Duration::from_millis(50)) else {
+            continue;
+        };
+        let next = next.entry(message.partition()).or_default();
+        assert!(message.offset() <= *next, "some were dropped unread");
+        // After an outage the client may begin anew.
+        if message.offset() == *next {
+            *next += 1;
+            lock(values).push(message.payload().unwrap_or_default().to_vec());
         }
     }
 }

@@ -134,10 +134,9 @@ impl Outlet {
 
     /// A count, or a part of it: where a server in Python is behind it, which does not get far.
     pub(super) fn gently(self, count: usize) -> usize {
-        if self == Outlet::Sqs {
-            count / 10
-        } else {
-            count
+        match self {
+            Outlet::Sqs | Outlet::SqsFifo => count / 10,
+            _ => count,
         }
     }
 
