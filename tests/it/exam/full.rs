@@ -44,7 +44,7 @@ async fn no_room(sheet: Sheet, outlet: Outlet) {
     trial.conclude(life, duplicates).await;
 }
 
-over! {"15", "the stream is absent", absent;
+over! {"15", "what messages go to is absent", absent;
     row_15_absent_nats: JetStream, Always;
     row_15_absent_kafka: Kafka, InFull;
     row_15_absent_sqs: Sqs, InFull;
@@ -58,7 +58,7 @@ async fn absent(sheet: Sheet, outlet: Outlet) {
     let load = trial.load();
     be_calm(&mut trial, &life).await;
     let come = trial.different().await;
-    sheet.count("delivered to no stream", come, 0);
+    sheet.count("delivered to nowhere", come, 0);
     trial.place.appear(&trial.exam);
     trial.recovery(Instant::now(), BROKER_BACK).await;
     load.stop().await;

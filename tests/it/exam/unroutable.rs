@@ -1,4 +1,4 @@
-//! Row 16: RabbitMQ confirms what it has no queue for, and drops it.
+//! Row 16: RabbitMQ confirms what it has no queue for, and drops it. Kafka and SQS refuse what has no topic or queue.
 
 use std::collections::HashSet;
 
