@@ -254,11 +254,11 @@ over! {"13", "the broker applies, its answer is lost", lost_answers;
     row_13_redis_list: RedisList, InFull;
     row_13_nats: JetStream, Always;
     row_13_webhook: Webhook, Always;
-    row_13_sidekiq: Sidekiq, InFull;
-    row_13_dramatiq_redis: DramatiqRedis, InFull;
+    row_13_sidekiq: Sidekiq, Always;
+    row_13_dramatiq_redis: DramatiqRedis, Always;
     row_13_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
-    row_13_bullmq: BullMq, InFull;
-    row_13_kafka: Kafka, InFull;
+    row_13_bullmq: BullMq, Always;
+    row_13_kafka: Kafka, Always;
     row_13_sqs: Sqs, InFull;
     row_13_sqs_fifo: SqsFifo, InFull;
 }

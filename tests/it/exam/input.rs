@@ -52,7 +52,7 @@ over! {"22", "a row of 100 MB; a row over the sink's limit", large_rows;
     row_22_amqp: Amqp, InFull;
     row_22_redis_stream: RedisStream, InFull;
     row_22_redis_list: RedisList, InFull;
-    row_22_nats: JetStream, InFull;
+    row_22_nats: JetStream, Always;
     row_22_webhook: Webhook, InFull;
     row_22_exec: Exec, InFull;
     row_22_stdout: Stdout, InFull;
@@ -60,8 +60,8 @@ over! {"22", "a row of 100 MB; a row over the sink's limit", large_rows;
     row_22_dramatiq_redis: DramatiqRedis, InFull;
     row_22_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
     row_22_bullmq: BullMq, InFull;
-    row_22_kafka: Kafka, InFull;
-    row_22_sqs: Sqs, InFull;
+    row_22_kafka: Kafka, Always;
+    row_22_sqs: Sqs, Always;
     row_22_sqs_fifo: SqsFifo, InFull;
 }
 

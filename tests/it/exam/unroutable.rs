@@ -10,7 +10,7 @@ use super::{Outlet, by_profile};
 over! {"16", "one message in ten is unroutable, pipelined", lost_mail;
     row_16_amqp: Amqp, Always;
     row_16_celery_rabbitmq: CeleryRabbitMq, Always;
-    row_16_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_16_dramatiq_rabbitmq: DramatiqRabbitMq, Always;
     row_16_kafka: Kafka, InFull;
     row_16_sqs: Sqs, InFull;
     row_16_sqs_fifo: SqsFifo, InFull;

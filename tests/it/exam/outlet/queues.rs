@@ -44,12 +44,12 @@ pub(super) fn add_sidekiq(job: &[u8], found: &mut Found) {
 
 /// Messages of Dramatiq's, whose ids are in the list.
 pub(super) fn add_dramatiq(redis: &mut Connection, list: &str, ids: &[Vec<u8>], found: &mut Found) {
-    let messages = format!("{list}.msgs");
-    let mut command = redis::cmd("HMGET");
-    command.arg(&messages).arg(ids);
     if ids.is_empty() {
         return;
     }
+    let messages = format!("{list}.msgs");
+    let mut command = redis::cmd("HMGET");
+    command.arg(&messages).arg(ids);
     let all: Vec<Option<Vec<u8>>> = command.query(redis).expect("messages");
     for message in all {
         add_dramatiq_message(&message.expect("a message to each id"), found);
@@ -85,6 +85,9 @@ struct Options<'m> {
 
 /// Jobs of BullMQ's, whose ids are in the list: `bull:<queue>:<part>`.
 pub(super) fn add_bullmq(redis: &mut Connection, list: &str, ids: &[Vec<u8>], found: &mut Found) {
+    if ids.is_empty() {
+        return;
+    }
     let (queue, _) = list.rsplit_once(':').expect("a queue");
     let mut commands = redis::pipe();
     for id in ids {
