@@ -189,7 +189,7 @@ async fn away(sheet: Sheet, outlet: Outlet) {
 
     proxy.pass();
     let back = Instant::now();
-    let load = trial.exam.load(1, Duration::from_millis(200));
+    let load = trial.light_load(Duration::from_millis(200));
     trial.recovery(back, BROKER_BACK).await;
     let first = Instant::now();
     let from = trial.different().await;
@@ -275,13 +275,13 @@ async fn lost_answers(sheet: Sheet, outlet: Outlet) {
     for _ in 0..rounds {
         // About nine batches are answered.
         let before = trial.different().await;
-        trial.wait_for(before + 250).await;
+        trial.wait_for(before + outlet.gently(250)).await;
         // The answer to what was applied just before may be on its way.
         let before = trial.at(Instant::now() - Duration::from_millis(200));
         proxy.set(Way::Down, Fault::BlackHole);
         // The lane waits for an answer that will not come, and what is committed meanwhile waits behind it.
         let since = Instant::now();
-        while trial.exam.written().await.len() < trial.different().await + 100 {
+        while trial.exam.written().await.len() < trial.different().await + outlet.gently(100) {
             assert!(since.elapsed() < PATIENCE, "nothing waits");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

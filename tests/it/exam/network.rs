@@ -290,7 +290,7 @@ async fn slow(sheet: Sheet, outlet: Outlet) {
 
     // Less than can be delivered at such a distance, half of the time.
     let load = match under_way < KEYS {
-        true => trial.exam.load(1, Duration::from_millis(600)),
+        true => trial.light_load(Duration::from_millis(600)),
         false => trial.load(),
     };
     let mut idle = 0;
