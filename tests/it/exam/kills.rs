@@ -23,6 +23,13 @@ over! {"1", "kill -9 of the daemon at random moments", random_kills;
     row_01_webhook: Webhook, Always;
     row_01_exec: Exec, InFull;
     row_01_stdout: Stdout, Always;
+    row_01_sidekiq: Sidekiq, InFull;
+    row_01_dramatiq_redis: DramatiqRedis, InFull;
+    row_01_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_01_bullmq: BullMq, InFull;
+    row_01_kafka: Kafka, InFull;
+    row_01_sqs: Sqs, InFull;
+    row_01_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn random_kills(sheet: Sheet, outlet: Outlet) {
@@ -70,6 +77,13 @@ over! {"2", "kill -9 of the daemon at named points", named_points;
     row_02_redis_list: RedisList, InFull;
     row_02_nats: JetStream, InFull;
     row_02_webhook: Webhook, InFull;
+    row_02_sidekiq: Sidekiq, InFull;
+    row_02_dramatiq_redis: DramatiqRedis, InFull;
+    row_02_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_02_bullmq: BullMq, InFull;
+    row_02_kafka: Kafka, InFull;
+    row_02_sqs: Sqs, InFull;
+    row_02_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn named_points(sheet: Sheet, outlet: Outlet) {
