@@ -145,7 +145,6 @@ over! {"11", "the broker is away while 120,000 rows arrive", away;
     row_11_bullmq: BullMq, InFull;
     row_11_kafka: Kafka, InFull;
     row_11_sqs: Sqs, InFull;
-    row_11_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn away(sheet: Sheet, outlet: Outlet) {

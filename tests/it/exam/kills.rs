@@ -60,7 +60,7 @@ async fn random_kills(sheet: Sheet, outlet: Outlet) {
 }
 
 /// Points of `failpoint`, and how often each is passed at most before the daemon dies there.
-const POINTS: [(&str, u64); 6] = [
+const POINTS: [(&str, usize); 6] = [
     ("in-transaction", 2_000),
     ("acknowledged", 20),
     ("recorded", 10),
@@ -97,12 +97,13 @@ async fn named_points(sheet: Sheet, outlet: Outlet) {
     let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
     let load = trial.load();
     for (point, most) in POINTS {
+        let most = outlet.gently(most).max(1);
         let mut deaths = 0;
         for _ in 0..5 * rounds {
             if deaths == rounds {
                 break;
             }
-            let failpoint = format!("{point}:{}", random.u64(1..=most));
+            let failpoint = format!("{point}:{}", random.usize(1..=most));
             let born = Instant::now();
             let mut life = trial.start_with(&config, &[("AFTERCOMMIT_FAILPOINT", &failpoint)]);
             if point == "draining" {

@@ -38,7 +38,6 @@ over! {"12", "connections cut inside a frame", cuts;
     row_12_bullmq: BullMq, InFull;
     row_12_kafka: Kafka, InFull;
     row_12_sqs: Sqs, InFull;
-    row_12_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn cuts(sheet: Sheet, outlet: Outlet) {
@@ -258,7 +257,6 @@ over! {"14", "200 ms to the broker; up and down every 2 s", slow;
     row_14_bullmq: BullMq, InFull;
     row_14_kafka: Kafka, InFull;
     row_14_sqs: Sqs, InFull;
-    row_14_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn slow(sheet: Sheet, outlet: Outlet) {

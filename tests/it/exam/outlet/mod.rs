@@ -110,6 +110,9 @@ impl Outlet {
             Outlet::JetStream if !nats::is_there() => {
                 Some("no nats-server here; scripts/apt-install.sh nats-server")
             }
+            Outlet::SqsFifo if is_full() => {
+                Some("moto's FIFO queues get slower with each message: the quick profile sits it")
+            }
             _ => None,
         }
     }

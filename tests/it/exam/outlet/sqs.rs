@@ -2,7 +2,9 @@
 //!
 //! moto keeps everything in memory, so it is "killed" by resetting and refusing its connections: that it loses its memory
 //! cannot be tried, and SQS has no such thing. It is slow: rows go easy on it. It has always room (15), and lets everyone in
-//! with any signature; that the client trusts an authority of ours cannot be configured (25).
+//! with any signature; that the client trusts an authority of ours cannot be configured (25). Its FIFO queues get slower with
+//! each message, until no request is answered in time: rows with many messages (11, 12, 14), and the full profile, leave them
+//! out.
 //!
 //! SQS promises no order in standard queues; moto keeps the one in which it was given messages, and that is what is judged.
 
