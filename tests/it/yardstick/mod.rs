@@ -13,8 +13,9 @@ mod tap;
 
 use std::time::{Duration, Instant};
 
-use aftercommit::outbox::{Field, Position, Task};
+use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
+use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::{Outcome, Sink};
 
 use self::answers::Protocol;
@@ -130,8 +131,22 @@ fn thread_time() -> Duration {
     Duration::from_nanos(first.expect("a number"))
 }
 
+/// Hands a batch over as a lane does: on terms, so that what the sink keeps of marks is in the figures.
 async fn through(sink: &mut Box<dyn Sink>, batch: &[Task]) {
-    let outcomes = sink.deliver(batch).await.expect("the broker is there");
+    let table = TableName::ours();
+    let history = History {
+        system_id: 7,
+        timeline: 1,
+        slot: "aftercommit",
+        table: &table,
+    };
+    let terms = Terms {
+        scope: Scope::new(&history, "measured", 0, 1),
+        turn: 1,
+        settled: Settled::default(),
+    };
+    let delivery = sink.deliver_once(batch, terms).await;
+    let outcomes = delivery.expect("the broker is there");
     let all = outcomes.iter().all(|it| *it == Outcome::Delivered);
     assert!(all, "all is delivered");
 }
