@@ -95,6 +95,18 @@ fn arrived_in(server: &Redis, list: &str) -> Vec<u64> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_answers_and_cut_batches_push_nothing_twice() {
+    cut_and_lose("{}", 40_000).await;
+}
+
+/// A batch that is large goes out while it is being encoded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_that_are_cut_while_they_are_encoded_leave_nothing() {
+    let large = format!("{{\"text\": \"{}\"}}", "x".repeat(4_000));
+    cut_and_lose(&large, 800_000).await;
+}
+
+/// Sixty batches, of which some are cut within so many bytes, and some answers lost.
+async fn cut_and_lose(kwargs: &str, bytes: u64) {
     let server = Redis::start();
     let proxy = Proxy::start(server.port());
     let mut sink = open(&server.url_through(proxy.port(), 0));
@@ -108,12 +120,15 @@ async fn lost_answers_and_cut_batches_push_nothing_twice() {
         match fault {
             0 => proxy.set(Way::Down, Fault::BlackHole),
             1 => proxy.set(Way::Down, Fault::CutAfter(random.u64(..80))),
-            2 => proxy.set(Way::Up, Fault::CutAfter(random.u64(..40_000))),
+            2 => proxy.set(Way::Up, Fault::CutAfter(random.u64(..bytes))),
             _ => {}
         }
         // Another composition each time, as a lane's when it is given a batch back.
         let size = random.usize(1..=waiting.len());
-        let batch = tasks(waiting.iter().copied().take(size));
+        let numbers = waiting.iter().copied().take(size);
+        let batch: Vec<Task> = numbers
+            .map(|n| task(n, &[(Field::Kwargs, kwargs)]))
+            .collect();
         match by(&mut sink).hand(&batch).await {
             Ok(outcomes) => {
                 assert_eq!(outcomes, vec![Outcome::Delivered; size], "round {round}");
@@ -312,6 +327,37 @@ async fn a_list_that_took_nothing_is_in_no_note() {
     // Where one of two lists has failed, the whole task comes again.
     assert_eq!(arrived(&server), [0, 2, 3, 5, 3]);
     assert_eq!(arrived_in(&server, "taken"), [1, 3, 4, 6]);
+}
+
+#[tokio::test]
+async fn bindings_that_are_met_late_give_up_what_was_sent_of_the_batch() {
+    let server = Redis::start();
+    server.run(&[
+        "SADD",
+        "_kombu.binding.both",
+        "k\x06\x16\x06\x16celery",
+        "k\x06\x16\x06\x16other",
+    ]);
+    let large = format!("{{\"text\": \"{}\"}}", "x".repeat(4_000));
+    let exchange = r#"{"exchange": "both", "routing_key": "k"}"#;
+    let of = |n: u64| {
+        let last = (n % 100 == 99).then_some((Field::Options, exchange));
+        let fields: Vec<_> = [(Field::Kwargs, large.as_str())]
+            .into_iter()
+            .chain(last)
+            .collect();
+        task(n, &fields)
+    };
+    let mut sink = open(&server.url(0));
+    let batch: Vec<Task> = (0..100).map(of).collect();
+    by(&mut sink).delivers(&batch).await;
+    // It is still known whose the ledger is, and what is in it.
+    let rest: Vec<Task> = (100..200).map(of).collect();
+    by(&mut sink).delivers(&rest).await;
+    let mut sink = open(&server.url(0));
+    by(&mut sink).delivers(&[batch, rest].concat()).await;
+    assert_eq!(arrived(&server), (0..200).collect::<Vec<_>>());
+    assert_eq!(arrived_in(&server, "other"), [99, 199]);
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -23,7 +24,7 @@ use serde::Deserialize;
 
 use super::broker_url::client_config;
 use super::redis::batch::{Group, Kind};
-use super::redis::form::{Form, Look};
+use super::redis::form::{Fit, Form, Look, Write};
 use super::redis::push::Pusher;
 use super::redis::script;
 use super::redis_client::outcome::Wording;
@@ -133,7 +134,7 @@ impl Settings for Config {
         let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
-        let form = Box::new(Jobs {
+        let form = Arc::new(Jobs {
             prefix: self.prefix.clone(),
             queue: self.queue.clone(),
             attempts: self.attempts,
@@ -163,50 +164,12 @@ impl Form for Jobs {
         (Cow::Owned(group.kinds()), String::new())
     }
 
-    /// A queue's place bears the beginning of all its keys. It has no key of its own, but it is in their slot: by its tag, where
-    /// there is a cluster.
-    fn place(&self, task: &Task, _now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        let job = Job::new(task, &self.queue, self.attempts)?;
-        out.extend_from_slice(format!("{}:{}:", self.prefix, job.queue).as_bytes());
-        Ok(())
-    }
-
-    fn add(
-        &self,
-        group: &mut Group,
-        place: &[u8],
-        task: &Task,
-        _now: Timestamp,
-    ) -> Result<(), Unfit> {
-        let job = Job::new(task, &self.queue, self.attempts)?;
-        let first = group.first_key(place, |group| {
-            let key = |(name, kind, _): &(&str, Kind, &str)| {
-                group.key(&[place, name.as_bytes()].concat(), *kind)
-            };
-            PARTS.iter().map(key).collect()
-        });
-        let push = match job.is_last_in_first_out {
-            true => "RPUSH",
-            false => "LPUSH",
-        };
-        let hash = [place, job.id.as_bytes()].concat();
-        let mut argument = |bytes: &[u8]| {
-            group.argument(|out| {
-                out.extend_from_slice(bytes);
-                Ok(())
-            })
-        };
-        argument(first.to_string().as_bytes())?;
-        argument(&hash)?;
-        argument(job.id.as_bytes())?;
-        argument(task.name().as_bytes())?;
-        argument(job.data)?;
-        let mut options = Vec::new();
-        job.write_options(&mut options);
-        argument(&options)?;
-        argument(job.timestamp().to_string().as_bytes())?;
-        argument(job.priority.to_string().as_bytes())?;
-        argument(push.as_bytes())
+    fn check<'t>(&'t self, task: &'t Task, _now: Timestamp) -> Result<Fit<'t>, Unfit> {
+        Ok(Box::new(Checked {
+            prefix: &self.prefix,
+            name: task.name(),
+            job: Job::new(task, &self.queue, self.attempts)?,
+        }))
     }
 
     fn look(&self) -> Look {
@@ -224,5 +187,54 @@ impl Form for Jobs {
         let parts = PARTS.iter().map(|(name, _, kind)| (key(name), *kind));
         look.keys = parts.collect();
         look
+    }
+}
+
+/// A job that can be written.
+struct Checked<'t> {
+    prefix: &'t str,
+    name: &'t str,
+    job: Job<'t>,
+}
+
+impl Write for Checked<'_> {
+    /// A queue's place bears the beginning of all its keys. It has no key of its own, but it is in their slot: by its tag, where
+    /// there is a cluster.
+    fn place(&self, out: &mut Vec<u8>) -> Result<(), Unfit> {
+        for part in [self.prefix, ":", self.job.queue, ":"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        Ok(())
+    }
+
+    fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit> {
+        let job = &self.job;
+        let first = group.first_key(place, |group| {
+            let key = |(name, kind, _): &(&str, Kind, &str)| {
+                group.key(&[place, name.as_bytes()].concat(), *kind)
+            };
+            PARTS.iter().map(key).collect()
+        });
+        let push = match job.is_last_in_first_out {
+            true => "RPUSH",
+            false => "LPUSH",
+        };
+        let mut argument = |bytes: &[&[u8]]| {
+            group.argument(|out| {
+                bytes.iter().for_each(|bytes| out.extend_from_slice(bytes));
+                Ok(())
+            })
+        };
+        argument(&[first.to_string().as_bytes()])?;
+        argument(&[place, job.id.as_bytes()])?;
+        argument(&[job.id.as_bytes()])?;
+        argument(&[self.name.as_bytes()])?;
+        argument(&[job.data])?;
+        let mut options = Vec::new();
+        job.write_options(&mut options);
+        argument(&[&options])?;
+        argument(&[job.timestamp().to_string().as_bytes()])?;
+        argument(&[job.priority.to_string().as_bytes()])?;
+        argument(&[push.as_bytes()])
     }
 }

@@ -22,6 +22,7 @@ mod backlog;
 mod batch;
 mod ledger;
 mod probe;
+mod pushes;
 mod rabbitmq;
 mod redis;
 mod refusals;

@@ -1,7 +1,6 @@
 //! Celery over Redis: a batch becomes one MULTI.
 
-use std::collections::{HashMap, HashSet};
-use std::io::IoSlice;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,16 +11,14 @@ use tracing::{info, warn};
 use super::Config;
 use super::batch::Batch;
 use super::ledger::{self, Claim, Entry};
-use super::refusals::{WORDING, judge, outage, refused};
-use super::transaction::{Sent, send};
-use crate::clock;
-use crate::envelope::celery::{Defaults, Message};
+use super::refusals::{WORDING, outage, refused};
+use super::transaction::{Sent, Transaction};
+use crate::envelope::celery::Defaults;
 use crate::envelope::kombu::Lists;
-use crate::outbox::{Field, Task};
+use crate::outbox::Task;
 use crate::sink::marks::{Mark, Memory, Terms};
-use crate::sink::redis_client::connection::{Connection, Trouble};
-use crate::sink::redis_client::outcome::Verdict;
-use crate::sink::redis_client::resp::{self, Refusal, Reply};
+use crate::sink::redis_client::connection::Connection;
+use crate::sink::redis_client::resp::Refusal;
 use crate::sink::redis_client::sentinel;
 use crate::sink::redis_client::servers::Servers;
 use crate::sink::redis_client::url::Address;
@@ -40,19 +37,19 @@ const BINDINGS_FRESH: Duration = Duration::from_secs(1);
 pub struct Redis {
     servers: Servers,
     /// Where the primary is, or was.
-    address: Address,
+    pub(super) address: Address,
     tls: Option<Arc<ClientConfig>>,
     timeout: Duration,
-    defaults: Defaults,
-    lists: Lists,
+    pub(super) defaults: Defaults,
+    pub(super) lists: Lists,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
     link: Option<Link>,
     memory: Memory,
     /// It was said that marks are refused.
     complained: bool,
     /// By exchange: when they were asked for, and what came; an outcome, where we cannot read them.
-    bindings: HashMap<String, (Instant, Result<Vec<String>, Outcome>)>,
-    batch: Batch,
+    pub(super) bindings: HashMap<String, (Instant, Result<Vec<String>, Outcome>)>,
+    pub(super) batch: Batch,
 }
 
 /// A connection, and how it stands with the ledger.
@@ -111,8 +108,16 @@ impl Redis {
             };
             let there = marked.as_ref().map(|(.., marks)| self.there(marks));
             let there = there.unwrap_or_default();
-            let (mut outcomes, unknown) = self.encode(tasks, &there, &forbidden);
+            let mut transaction = Transaction::default();
+            let on_its_way = (&mut transaction, &mut link.connection);
+            let encoded = self.encode(tasks, &there, &forbidden, on_its_way).await;
+            let trouble = |trouble| outage(trouble, &self.address);
+            let (mut outcomes, unknown) = encoded.map_err(trouble)?;
             if !unknown.is_empty() {
+                let discarded = transaction.discard(&mut link.connection).await;
+                if discarded.map_err(trouble)? && matches!(link.ledger, Ledger::Ours(_)) {
+                    link.ledger = Ledger::Closed;
+                }
                 self.ask_bindings(&mut link.connection, unknown).await?;
                 continue;
             }
@@ -129,7 +134,9 @@ impl Redis {
                 let key = ledger::key(&self.lists.prefix, &terms.scope);
                 Entry::new(key, owner.clone(), number, groups, marks, gone)
             });
-            let answer = send(&mut link.connection, groups, entry.as_ref()).await;
+            let answer = transaction
+                .end(&mut link.connection, groups, entry.as_ref())
+                .await;
             let answer = answer.map_err(|trouble| outage(trouble, &self.address))?;
             if !answer.is_ours && matches!(link.ledger, Ledger::Ours(_)) {
                 link.ledger = Ledger::Closed;
@@ -292,109 +299,6 @@ impl Redis {
         let words = "another daemon with the same slot and sink writes to it, or our marks are taken away all the time";
         Outage(Cause::new(format!("{}: {words}", self.address)))
     }
-
-    /// Encodes the batch into `self.batch`. Returns an outcome per task, as it will be once all is applied, and the
-    /// exchanges whose bindings must be asked for first.
-    fn encode(
-        &mut self,
-        tasks: &[Task],
-        there: &[bool],
-        forbidden: &HashMap<Vec<u8>, Cause>,
-    ) -> (Vec<Outcome>, HashSet<String>) {
-        let now = clock::now();
-        let mut unknown = HashSet::new();
-        let mut outcomes = Vec::with_capacity(tasks.len());
-        let mut stopped: HashSet<&[u8]> = HashSet::new();
-        self.batch.clear();
-        for (index, task) in tasks.iter().enumerate() {
-            if there.get(index) == Some(&true) {
-                outcomes.push(Outcome::Delivered);
-                continue;
-            }
-            if !stopped.is_empty() && task.key().is_some_and(|key| stopped.contains(key)) {
-                outcomes.push(Outcome::Retry(Cause::new(
-                    "an earlier task of its key was not delivered",
-                )));
-                continue;
-            }
-            let arguments = [Field::Args, Field::Kwargs].map(|field| task.text(field));
-            let arguments = arguments.into_iter().flatten().map(str::len).sum();
-            let outcome = match Message::new(task, &self.defaults, now) {
-                Ok(message) if message.exchange.is_empty() => {
-                    let queues = [&*message.routing_key];
-                    self.batch.add(
-                        &self.lists,
-                        &message,
-                        (index, arguments),
-                        &queues,
-                        forbidden,
-                    )
-                }
-                Ok(message) => match self.bindings.get(&*message.exchange) {
-                    Some((_, Err(outcome))) => outcome.clone(),
-                    Some((_, Ok(bindings))) => {
-                        let mut queues: Vec<&str> = bindings
-                            .iter()
-                            .filter_map(|b| self.lists.bound_queue(b, &message.routing_key))
-                            .collect();
-                        queues.sort_unstable();
-                        queues.dedup();
-                        self.batch.add(
-                            &self.lists,
-                            &message,
-                            (index, arguments),
-                            &queues,
-                            forbidden,
-                        )
-                    }
-                    None => {
-                        unknown.insert(message.exchange.into_owned());
-                        Outcome::Delivered
-                    }
-                },
-                Err(unfit) => Outcome::Reject(Cause::new(unfit.into_words())),
-            };
-            if outcome != Outcome::Delivered {
-                stopped.extend(task.key());
-            }
-            outcomes.push(outcome);
-        }
-        (outcomes, unknown)
-    }
-
-    async fn ask_bindings(
-        &mut self,
-        connection: &mut Connection,
-        exchanges: HashSet<String>,
-    ) -> Result<(), Outage> {
-        let mut request = Vec::new();
-        for exchange in &exchanges {
-            let key = self.lists.bindings_key(exchange);
-            resp::write_command(&mut request, &[b"SMEMBERS", key.as_bytes()]);
-        }
-        let replies = connection
-            .ask(&[IoSlice::new(&request)], exchanges.len())
-            .await
-            .map_err(|trouble| outage(trouble, &self.address))?;
-        let asked = Instant::now();
-        for (exchange, reply) in exchanges.into_iter().zip(replies) {
-            let bindings = match reply {
-                Reply::Array(Some(members)) => Ok(members.into_iter().filter_map(text).collect()),
-                Reply::Error(refusal) => {
-                    match judge(&refusal, self.lists.bindings_key(&exchange).as_bytes()) {
-                        Verdict::KeyRetry(cause) => Err(Outcome::Retry(cause)),
-                        Verdict::KeyReject(cause) => Err(Outcome::Reject(cause)),
-                        Verdict::Outage(_) => {
-                            return Err(outage(Trouble::Refused(refusal), &self.address));
-                        }
-                    }
-                }
-                _ => return Err(outage(Trouble::NotRedis, &self.address)),
-            };
-            self.bindings.insert(exchange, (asked, bindings));
-        }
-        Ok(())
-    }
 }
 
 impl Redis {
@@ -428,12 +332,5 @@ impl Sink for Redis {
 
     fn keeps(&self) -> Duration {
         KEPT_BY_WORKERS
-    }
-}
-
-fn text(member: Reply) -> Option<String> {
-    match member {
-        Reply::Bulk(Some(bytes)) => String::from_utf8(bytes).ok(),
-        _ => None,
     }
 }

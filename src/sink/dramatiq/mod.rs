@@ -19,6 +19,7 @@ mod rabbitmq;
 mod redis;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -147,7 +148,7 @@ impl Settings for Config {
                 let tls = client_config("url", servers.login().tls.as_ref())?;
                 let form = Messages::new(&self.namespace, self.defaults());
                 let (replicas, timeout) = (self.replicas, self.timeout);
-                Box::new(Pusher::new(servers, tls, Box::new(form), replicas, timeout))
+                Box::new(Pusher::new(servers, tls, Arc::new(form), replicas, timeout))
             }
             Broker::RabbitMq(address) => {
                 let tls = client_config("url", address.tls.as_ref())?;

@@ -8,7 +8,7 @@ use crate::envelope::dramatiq::{Defaults, Message};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
 use crate::sink::redis::batch::{Group, Kind};
-use crate::sink::redis::form::{Form, Look};
+use crate::sink::redis::form::{Fit, Form, Look, Write};
 use crate::sink::redis::script;
 use crate::sink::redis_client::outcome::Wording;
 
@@ -49,40 +49,12 @@ impl Form for Messages {
         (Cow::Owned(group.kinds()), String::new())
     }
 
-    fn place(&self, task: &Task, now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        let message = Message::new(task, &self.defaults, now)?;
-        out.extend_from_slice(self.prefix.as_bytes());
-        out.extend_from_slice(message.queue().as_bytes());
-        Ok(())
-    }
-
-    fn add(
-        &self,
-        group: &mut Group,
-        place: &[u8],
-        task: &Task,
-        now: Timestamp,
-    ) -> Result<(), Unfit> {
-        group.enter(place, |group, _| {
-            let messages = group.key(&[place, b".msgs"].concat(), Kind::Hash);
-            let ids = group.key(place, Kind::List);
-            (
-                vec![messages, ids],
-                ("HSET", messages),
-                Some(("RPUSH", ids)),
-            )
-        });
-        let id = task.id();
-        group.argument(|out| {
-            out.extend_from_slice(id.as_bytes());
-            Ok(())
-        })?;
-        group.argument(|out| {
-            Message::new(task, &self.defaults, now)?.write(out, Some(id));
-            Ok(())
-        })?;
-        group.then_argument(id.as_bytes());
-        Ok(())
+    fn check<'t>(&'t self, task: &'t Task, now: Timestamp) -> Result<Fit<'t>, Unfit> {
+        Ok(Box::new(Checked {
+            prefix: &self.prefix,
+            id: task.id(),
+            message: Message::new(task, &self.defaults, now)?,
+        }))
     }
 
     fn look(&self) -> Look {
@@ -97,5 +69,42 @@ impl Form for Messages {
 
     fn keeps(&self) -> Duration {
         self.defaults.ahead
+    }
+}
+
+/// A message that can be written.
+struct Checked<'t> {
+    prefix: &'t str,
+    id: &'t str,
+    message: Message<'t>,
+}
+
+impl Write for Checked<'_> {
+    fn place(&self, out: &mut Vec<u8>) -> Result<(), Unfit> {
+        out.extend_from_slice(self.prefix.as_bytes());
+        out.extend_from_slice(self.message.queue().as_bytes());
+        Ok(())
+    }
+
+    fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit> {
+        group.enter(place, |group, _| {
+            let messages = group.key(&[place, b".msgs"].concat(), Kind::Hash);
+            let ids = group.key(place, Kind::List);
+            (
+                vec![messages, ids],
+                ("HSET", messages),
+                Some(("RPUSH", ids)),
+            )
+        });
+        group.argument(|out| {
+            out.extend_from_slice(self.id.as_bytes());
+            Ok(())
+        })?;
+        group.argument(|out| {
+            self.message.write(out, Some(self.id));
+            Ok(())
+        })?;
+        group.then_argument(self.id.as_bytes());
+        Ok(())
     }
 }

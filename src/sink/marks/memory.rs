@@ -2,9 +2,9 @@
 //!
 //! The sink does the reading and writing; this says what. For each batch: [`Memory::has`] tells the tasks that are there
 //! already, [`Memory::sends`] numbers the note, and one of [`Memory::applied`] and [`Memory::refused`] says what became of
-//! it. When neither came, because an answer was lost, the notes are looked at again before anything else is sent:
-//! [`Memory::unread`], then [`Memory::recall`]. The sink sees to it that a batch whose answer was lost is not applied after
-//! that look.
+//! it. Where a batch goes in parts, each has a note of its own, and several may be under way: they are answered in the order
+//! in which they were sent. When no answer came, the notes are looked at again before anything else is sent:
+//! [`Memory::unread`], then [`Memory::recall`]. The sink sees to it that what was not answered is not applied after that look.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -49,8 +49,8 @@ pub struct Memory {
     kept_tasks: usize,
     /// What was found in notes, sorted.
     found: Vec<Mark>,
-    /// The note of the batch that is under way, or whose answer was lost.
-    under_way: Option<Note>,
+    /// The notes of what is under way, or whose answers were lost, in the order in which they were sent.
+    under_way: VecDeque<Note>,
 }
 
 impl Memory {
@@ -65,9 +65,9 @@ impl Memory {
         true
     }
 
-    /// The number of the note whose batch's answer did not come.
+    /// The number of the first note whose batch's answer did not come.
     pub fn in_doubt(&self) -> Option<u64> {
-        self.under_way.as_ref().map(|note| note.number)
+        self.under_way.front().map(|note| note.number)
     }
 
     /// Which of the notes that are there must be read; ascending.
@@ -103,7 +103,7 @@ impl Memory {
             self.found.extend(marks);
         }
         self.found.sort_unstable();
-        self.under_way = None;
+        self.under_way.clear();
     }
 
     /// Whether nothing was found: no need to ask [`Memory::has`].
@@ -116,9 +116,8 @@ impl Memory {
         self.found.binary_search(mark).is_ok()
     }
 
-    /// A batch goes out, in this turn: the number of its note.
+    /// A batch goes out, or a part of it, in this turn: the number of its note.
     pub fn sends<'m>(&mut self, batch: impl IntoIterator<Item = &'m Mark>, turn: u64) -> u64 {
-        debug_assert!(self.under_way.is_none(), "what became of the last one?");
         let (mut newest, mut tasks) = (Lsn::ZERO, 0);
         for mark in batch {
             newest = newest.max(mark.position.commit_lsn);
@@ -126,7 +125,7 @@ impl Memory {
         }
         let number = self.next;
         self.next = self.next.saturating_add(1);
-        self.under_way = Some(Note {
+        self.under_way.push_back(Note {
             number,
             bytes: 0,
             tasks,
@@ -136,18 +135,18 @@ impl Memory {
         number
     }
 
-    /// The batch was applied, with a note of so many bytes.
+    /// The first of what is under way was applied, with a note of so many bytes.
     pub fn applied(&mut self, bytes: usize) {
-        if let Some(note) = self.under_way.take()
+        if let Some(note) = self.under_way.pop_front()
             && bytes > 0
         {
             self.keep(Note { bytes, ..note });
         }
     }
 
-    /// The batch was not applied and will not be, or has left no note.
+    /// The first of what is under way was not applied and will not be, or has left no note.
     pub fn refused(&mut self) {
-        self.under_way = None;
+        self.under_way.pop_front();
     }
 
     /// What was applied last, in the turn of the batch that is under way, comes again nevertheless: the batch as a whole

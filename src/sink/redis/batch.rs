@@ -4,10 +4,8 @@
 //! a sequence of commands: name, index of the key, how many tasks are complete once it is done, count of what follows, and the
 //! command's arguments behind its key. Tasks for one place that follow each other share their commands.
 
-use super::form::Form;
+use super::form::Write;
 use crate::envelope::Unfit;
-use crate::outbox::Task;
-use crate::pg::Timestamp;
 use crate::sink::redis_client::resp;
 
 /// Redis takes no larger argument (`proto-max-bulk-len`), and closes the connection at one: the same batch for ever.
@@ -106,10 +104,9 @@ impl Group {
     /// Adds a task for a place.
     pub(super) fn add(
         &mut self,
-        form: &dyn Form,
+        task: &dyn Write,
         place: &[u8],
-        (task, index): (&Task, usize),
-        now: Timestamp,
+        index: usize,
     ) -> Result<(), Unfit> {
         let goes_on = self.run.as_ref().is_some_and(|run| {
             let name = self.places.get(run.place).map(|(name, _)| name.as_slice());
@@ -120,7 +117,7 @@ impl Group {
         }
         let (body, tail, keys) = (self.body.len(), self.tail.len(), self.keys.len());
         let (places, arguments, run) = (self.places.len(), self.arguments, self.run.clone());
-        let written = form.add(self, place, task, now);
+        let written = task.add(self, place);
         let fits = match self.body.len() - body {
             len if len >= MAX_MESSAGE => Err(Unfit::new(format!(
                 "the message has {len} bytes, and Redis takes 512 MiB"
@@ -268,65 +265,45 @@ impl Group {
 /// Overwrites a count.
 fn write_count(body: &mut [u8], at: usize, count: usize) {
     if let Some(digits) = body.get_mut(at..at + COUNT) {
-        digits.copy_from_slice(format!("{count:0COUNT$}").as_bytes());
+        let mut rest = count;
+        for digit in digits.iter_mut().rev() {
+            *digit = b'0' + (rest % 10) as u8;
+            rest /= 10;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::{Field, Position};
-
-    const COMMAND: (&str, usize) = ("HSET", 0);
 
     /// Two commands for a place, and one before; a task without a name is unfit.
-    struct Pairs;
+    struct Pair<'t>(&'t str, &'t str);
 
-    impl Form for Pairs {
-        fn wording(&self) -> &'static crate::sink::redis_client::outcome::Wording {
-            &super::super::script::WORDING
-        }
-
-        fn script(&self) -> &'static [u8] {
-            b""
-        }
-
-        fn how(&self, _group: &Group) -> (std::borrow::Cow<'static, [u8]>, String) {
-            Default::default()
-        }
-
-        fn place(&self, _: &Task, _: Timestamp, _: &mut Vec<u8>) -> Result<(), Unfit> {
+    impl Write for Pair<'_> {
+        fn place(&self, _: &mut Vec<u8>) -> Result<(), Unfit> {
             Ok(())
         }
 
-        fn add(
-            &self,
-            group: &mut Group,
-            place: &[u8],
-            task: &Task,
-            _now: Timestamp,
-        ) -> Result<(), Unfit> {
+        fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit> {
+            let Pair(id, name) = *self;
             group.enter(place, |group, is_new| {
                 let hash = group.key(&[place, b".h"].concat(), Kind::Hash);
                 let list = group.key(place, Kind::List);
                 if is_new {
                     group.first(("SADD", hash), b"x");
                 }
-                (vec![hash, list], (COMMAND.0, hash), Some(("RPUSH", list)))
+                (vec![hash, list], ("HSET", hash), Some(("RPUSH", list)))
             });
             group.argument(|out| {
-                out.extend_from_slice(task.id().as_bytes());
+                out.extend_from_slice(id.as_bytes());
                 Ok(())
             })?;
-            group.then_argument(task.id().as_bytes());
-            group.argument(|_| match task.name() {
+            group.then_argument(id.as_bytes());
+            group.argument(|_| match name {
                 "" => Err(Unfit::new("no name")),
                 _ => Ok(()),
             })
-        }
-
-        fn look(&self) -> super::super::form::Look {
-            Default::default()
         }
     }
 
@@ -358,9 +335,7 @@ mod tests {
         .into_iter()
         .enumerate()
         {
-            let fields = [(Field::Id, id), (Field::Task, name)];
-            let task = Task::from_fields(fields, Position::default(), Timestamp(0));
-            let added = group.add(&Pairs, place.as_bytes(), (&task, n), Timestamp(0));
+            let added = group.add(&Pair(id, name), place.as_bytes(), n);
             assert_eq!(added.is_ok(), !name.is_empty(), "{id}");
         }
         group.end_run();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::Push;
 use super::batch::{Group, Kind};
-use super::form::{Form, Look};
+use super::form::{Fit, Form, Look, Write};
 use super::message::{self, Format};
 use super::script::{self, WORDING};
 use crate::clock;
@@ -59,24 +59,8 @@ impl Form for Entries {
         }
     }
 
-    fn place(&self, task: &Task, _now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        name(task, &self.stream, "stream", out)
-    }
-
-    fn add(
-        &self,
-        group: &mut Group,
-        place: &[u8],
-        task: &Task,
-        _now: Timestamp,
-    ) -> Result<(), Unfit> {
-        let key = group.first_key(place, |group| vec![group.key(place, Kind::Stream)]);
-        let count = 2 * message::fields(self.format, task);
-        resp::write_bulk(&mut group.body, key.to_string().as_bytes());
-        resp::write_bulk(&mut group.body, id(task.position).as_bytes());
-        resp::write_bulk(&mut group.body, count.to_string().as_bytes());
-        group.arguments += 3 + count;
-        message::write_entry(&mut group.body, self.format, task)
+    fn check<'t>(&'t self, task: &'t Task, _now: Timestamp) -> Result<Fit<'t>, Unfit> {
+        Ok(Box::new(Entry { form: self, task }))
     }
 
     fn look(&self) -> Look {
@@ -105,22 +89,8 @@ impl Form for Messages {
         (Cow::Owned(group.kinds()), String::new())
     }
 
-    fn place(&self, task: &Task, _now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        name(task, &self.list, "list", out)
-    }
-
-    fn add(
-        &self,
-        group: &mut Group,
-        place: &[u8],
-        task: &Task,
-        _now: Timestamp,
-    ) -> Result<(), Unfit> {
-        group.enter(place, |group, _| {
-            let key = group.key(place, Kind::List);
-            (vec![key], (self.push.command(), key), None)
-        });
-        group.argument(|out| message::write_message(out, self.format, task))
+    fn check<'t>(&'t self, task: &'t Task, _now: Timestamp) -> Result<Fit<'t>, Unfit> {
+        Ok(Box::new(Message { form: self, task }))
     }
 
     fn look(&self) -> Look {
@@ -130,6 +100,50 @@ impl Form for Messages {
         let push = self.push.command().as_bytes();
         look.command(&[push, list.unwrap_or(OURS), b""]);
         look
+    }
+}
+
+/// An entry of a stream.
+struct Entry<'t> {
+    form: &'t Entries,
+    task: &'t Task,
+}
+
+impl Write for Entry<'_> {
+    fn place(&self, out: &mut Vec<u8>) -> Result<(), Unfit> {
+        name(self.task, &self.form.stream, "stream", out)
+    }
+
+    fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit> {
+        let Entry { form, task } = self;
+        let key = group.first_key(place, |group| vec![group.key(place, Kind::Stream)]);
+        let count = 2 * message::fields(form.format, task);
+        resp::write_bulk(&mut group.body, key.to_string().as_bytes());
+        resp::write_bulk(&mut group.body, id(task.position).as_bytes());
+        resp::write_bulk(&mut group.body, count.to_string().as_bytes());
+        group.arguments += 3 + count;
+        message::write_entry(&mut group.body, form.format, task)
+    }
+}
+
+/// A message of a list.
+struct Message<'t> {
+    form: &'t Messages,
+    task: &'t Task,
+}
+
+impl Write for Message<'_> {
+    fn place(&self, out: &mut Vec<u8>) -> Result<(), Unfit> {
+        name(self.task, &self.form.list, "list", out)
+    }
+
+    fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit> {
+        let Message { form, task } = self;
+        group.enter(place, |group, _| {
+            let key = group.key(place, Kind::List);
+            (vec![key], (form.push.command(), key), None)
+        });
+        group.argument(|out| message::write_message(out, form.format, task))
     }
 }
 

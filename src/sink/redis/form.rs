@@ -21,24 +21,11 @@ pub(in crate::sink) trait Form: Send + Sync {
     /// Arguments of the script: how, and up to what.
     fn how(&self, group: &Group) -> (Cow<'static, [u8]>, String);
 
-    /// Appends the name of the place that the task goes to. In a cluster it must be a key: it says in which slot all that belongs
-    /// to the task is.
+    /// Checks a task: all that there is to check is checked once.
     ///
     /// # Errors
     /// The task cannot be delivered as it is.
-    fn place(&self, task: &Task, now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit>;
-
-    /// Adds a task to what goes to one slot. What was written when it fails is taken back by the caller.
-    ///
-    /// # Errors
-    /// The task cannot be delivered as it is.
-    fn add(
-        &self,
-        group: &mut Group,
-        place: &[u8],
-        task: &Task,
-        now: Timestamp,
-    ) -> Result<(), Unfit>;
+    fn check<'t>(&'t self, task: &'t Task, now: Timestamp) -> Result<Fit<'t>, Unfit>;
 
     /// What to look at before the first task.
     fn look(&self) -> Look;
@@ -47,6 +34,25 @@ pub(in crate::sink) trait Form: Send + Sync {
     fn keeps(&self) -> Duration {
         Duration::ZERO
     }
+}
+
+/// A task that has been found fit.
+pub(in crate::sink) type Fit<'t> = Box<dyn Write + Send + Sync + 't>;
+
+/// How it is written.
+pub(in crate::sink) trait Write {
+    /// Appends the name of the place that the task goes to. In a cluster it must be a key: it says in which slot all that belongs
+    /// to the task is.
+    ///
+    /// # Errors
+    /// The task cannot be delivered as it is.
+    fn place(&self, out: &mut Vec<u8>) -> Result<(), Unfit>;
+
+    /// Adds the task to what goes to one slot. What was written when it fails is taken back by the caller.
+    ///
+    /// # Errors
+    /// The task cannot be delivered as it is.
+    fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit>;
 }
 
 /// What a look at the place is to show.

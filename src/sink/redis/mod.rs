@@ -32,12 +32,14 @@ mod events;
 pub(super) mod form;
 mod ledgers;
 mod message;
+mod parts;
 mod probe;
 pub(super) mod push;
 pub(super) mod script;
 mod send;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -135,15 +137,15 @@ impl Config {
         Ok((setting, name))
     }
 
-    fn form(&self) -> Result<Box<dyn Form>, Invalid> {
+    fn form(&self) -> Result<Arc<dyn Form>, Invalid> {
         let (_, name) = self.target()?;
         Ok(match self.list {
-            Some(_) => Box::new(Messages {
+            Some(_) => Arc::new(Messages {
                 list: name.clone(),
                 format: self.format,
                 push: self.push,
             }),
-            None => Box::new(Entries {
+            None => Arc::new(Entries {
                 stream: name.clone(),
                 format: self.format,
                 maxlen: self.maxlen,

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use tracing::{debug, info};
 
 use super::batch::Group;
-use super::form::Form;
+use super::form::{Fit, Form};
 use super::ledgers::Ledgers;
 use crate::clock;
 use crate::envelope::Unfit;
@@ -31,7 +31,7 @@ const BUFFERS_KEPT: usize = 4 << 20;
 pub(in crate::sink) struct Pusher {
     pub(super) nodes: Nodes,
     pub(super) timeout: Duration,
-    pub(super) form: Box<dyn Form>,
+    pub(super) form: Arc<dyn Form>,
     pub(super) replicas: u32,
     /// WAIT, where there are replicas to wait for.
     pub(super) wait: Vec<u8>,
@@ -39,16 +39,20 @@ pub(in crate::sink) struct Pusher {
     /// A batch has not come to its end.
     midway: bool,
     pub(super) groups: Vec<Group>,
+    /// A buffer, for the next part.
+    pub(super) spare: Vec<u8>,
 }
 
 /// How it stands with a batch.
 pub(super) struct Progress<'t> {
     tasks: &'t [Task],
+    form: &'t dyn Form,
     pub(super) terms: Option<&'t Terms>,
     now: Timestamp,
     /// Of each task.
     pub(super) marks: Vec<Mark>,
-    targets: Vec<Target>,
+    /// In a cluster, where each task goes.
+    targets: Vec<Target<'t>>,
     pub(super) outcomes: Vec<Option<Outcome>>,
     /// Keys of tasks of which one was not delivered.
     stopped: HashSet<&'t [u8]>,
@@ -64,16 +68,53 @@ pub(super) struct Progress<'t> {
 }
 
 /// Where a task goes.
-struct Target {
-    place: Result<Vec<u8>, Unfit>,
+struct Target<'t> {
+    fit: Result<Fit<'t>, Unfit>,
+    place: Vec<u8>,
     slot: u16,
+}
+
+impl<'t> Target<'t> {
+    /// `place` is a buffer.
+    fn of(form: &'t dyn Form, task: &'t Task, now: Timestamp, mut place: Vec<u8>) -> Target<'t> {
+        place.clear();
+        let fit = form.check(task, now).and_then(|fit| {
+            fit.place(&mut place)?;
+            match place.starts_with(OURS) {
+                true => Err(Unfit::new(
+                    "names that begin with aftercommit: are the daemon's own",
+                )),
+                false => Ok(fit),
+            }
+        });
+        Target {
+            fit,
+            place,
+            slot: 0,
+        }
+    }
+}
+
+/// How much is gathered.
+#[derive(Clone, Copy)]
+pub(super) struct Limit {
+    pub(super) tasks: usize,
+    /// Of arguments.
+    pub(super) bytes: usize,
+}
+
+impl Limit {
+    pub(super) const NONE: Limit = Limit {
+        tasks: usize::MAX,
+        bytes: usize::MAX,
+    };
 }
 
 impl Pusher {
     pub(in crate::sink) fn new(
         servers: Servers,
         tls: Option<Arc<ClientConfig>>,
-        form: Box<dyn Form>,
+        form: Arc<dyn Form>,
         replicas: u32,
         timeout: Duration,
     ) -> Pusher {
@@ -97,6 +138,7 @@ impl Pusher {
             wait,
             midway: false,
             groups: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -113,12 +155,14 @@ impl Pusher {
             None => Vec::new(),
         };
         let now = clock::now();
+        let form = Arc::clone(&self.form);
         let mut progress = Progress {
             tasks,
+            form: &*form,
             terms,
             now,
             marks,
-            targets: tasks.iter().map(|task| self.target(task, now)).collect(),
+            targets: self.targets(&*form, tasks, now),
             outcomes: vec![None; tasks.len()],
             stopped: HashSet::new(),
             forbidden: HashMap::new(),
@@ -134,11 +178,14 @@ impl Pusher {
                     self.ledgers.open(&mut self.nodes, &closed, terms).await?;
                 }
             }
-            self.gather(&mut progress);
-            if self.groups.iter().all(|group| group.tasks.is_empty()) {
+            // Without a ledger, nothing would hold back what comes behind a part that is not applied.
+            let sent = match terms.is_some() && !self.nodes.is_cluster() {
+                true => self.send_in_parts(&mut progress).await?,
+                false => self.send(&mut progress).await?,
+            };
+            if !sent {
                 break;
             }
-            self.send(&mut progress).await?;
         }
         self.see_to_replicas(&progress).await?;
         if progress.had > 0 {
@@ -156,34 +203,39 @@ impl Pusher {
             .collect())
     }
 
-    fn target(&self, task: &Task, now: Timestamp) -> Target {
-        let mut key = Vec::new();
-        let written = self.form.place(task, now, &mut key);
-        let allowed = match key.starts_with(OURS) {
-            true => Err(Unfit::new(
-                "names that begin with aftercommit: are the daemon's own",
-            )),
-            false => Ok(()),
-        };
-        let slot = if self.nodes.is_cluster() {
-            slot(&key)
-        } else {
-            0
-        };
-        Target {
-            place: written.and(allowed).map(|()| key),
-            slot,
+    /// In a cluster, where each task goes: there it must be known of all before one is sent.
+    fn targets<'t>(
+        &self,
+        form: &'t dyn Form,
+        tasks: &'t [Task],
+        now: Timestamp,
+    ) -> Vec<Target<'t>> {
+        if !self.nodes.is_cluster() {
+            return Vec::new();
         }
+        let target = |task| {
+            let target = Target::of(form, task, now, Vec::new());
+            Target {
+                slot: slot(&target.place),
+                ..target
+            }
+        };
+        tasks.iter().map(target).collect()
     }
 
     /// The slots whose ledgers must be opened before anything is gathered: what waits for them must not be overtaken, not even by
     /// the outcome of a later task of its key.
     fn closed(&mut self, progress: &Progress<'_>, scope: &Scope) -> Vec<u16> {
+        if !self.nodes.is_cluster() {
+            let is_open = self.ledgers.is_open(0, scope);
+            let waits = !is_open && progress.outcomes.contains(&None);
+            return if waits { vec![0] } else { Vec::new() };
+        }
         let mut closed = Vec::new();
         for (outcome, target) in progress.outcomes.iter().zip(&progress.targets) {
             if outcome.is_none()
-                && let Ok(place) = &target.place
-                && !progress.forbidden.contains_key(place)
+                && target.fit.is_ok()
+                && !progress.forbidden.contains_key(&target.place)
                 && !closed.contains(&target.slot)
                 && !self.ledgers.is_open(target.slot, scope)
             {
@@ -193,35 +245,67 @@ impl Pusher {
         closed
     }
 
-    /// Gathers into groups what is to be sent now.
-    fn gather(&mut self, progress: &mut Progress<'_>) {
-        let mut used = 0;
+    /// Gathers into groups what is to be sent now: in a cluster one for each slot, else one, until it is full. Begins with the
+    /// task `from`, and with the group `first`. How many groups it has filled.
+    pub(super) fn gather(
+        &mut self,
+        progress: &mut Progress<'_>,
+        from: &mut usize,
+        first: usize,
+        limit: Limit,
+    ) -> usize {
+        let mut end = first;
         // Of keys: the slot that their tasks go to now. Those for other slots go after them.
         let mut sides: HashMap<&[u8], Option<u16>> = HashMap::new();
-        let tasks = progress.tasks;
-        for (index, task) in tasks.iter().enumerate() {
-            let (Some(None), Some(target)) =
-                (progress.outcomes.get(index), progress.targets.get(index))
-            else {
+        let is_cluster = self.nodes.is_cluster();
+        let (tasks, form, now) = (progress.tasks, progress.form, progress.now);
+        let mut checked: Option<Target<'_>> = None;
+        while let Some(task) = tasks.get(*from) {
+            let last = self.groups.get(first..end).and_then(<[Group]>::last);
+            if last.is_some_and(|it| it.tasks.len() >= limit.tasks || it.body.len() >= limit.bytes)
+            {
+                break;
+            }
+            let index = *from;
+            *from += 1;
+            if progress.outcomes.get(index) != Some(&None) {
                 continue;
-            };
+            }
             let side = task.key().and_then(|key| sides.get(key));
             if side == Some(&None) {
                 continue;
             }
-            let outcome = match &target.place {
-                _ if task.key().is_some_and(|key| progress.stopped.contains(key)) => Some(
-                    Outcome::Retry(Cause::new("an earlier task of its key was not delivered")),
-                ),
-                Err(unfit) => Some(Outcome::Reject(Cause::new(unfit.clone().into_words()))),
-                Ok(place) => progress.forbidden.get(place).cloned(),
-            };
-            if let Some(outcome) = outcome {
-                progress.stopped.extend(task.key());
+            if !progress.stopped.is_empty()
+                && task.key().is_some_and(|key| progress.stopped.contains(key))
+            {
+                let words = "an earlier task of its key was not delivered";
+                let outcome = Outcome::Retry(Cause::new(words));
                 put(&mut progress.outcomes, index, outcome);
                 continue;
             }
-            let Ok(place) = &target.place else { continue };
+            let target = match progress.targets.get(index) {
+                Some(target) => target,
+                None => {
+                    let buffer = checked.take().map(|target| target.place);
+                    let buffer = buffer.unwrap_or_default();
+                    checked.insert(Target::of(form, task, now, buffer))
+                }
+            };
+            let fit = match &target.fit {
+                Ok(fit) => match progress.forbidden.get(&target.place) {
+                    None => Ok(fit),
+                    Some(outcome) => Err(outcome.clone()),
+                },
+                Err(unfit) => Err(Outcome::Reject(Cause::new(unfit.clone().into_words()))),
+            };
+            let fit = match fit {
+                Ok(fit) => fit,
+                Err(outcome) => {
+                    progress.stopped.extend(task.key());
+                    put(&mut progress.outcomes, index, outcome);
+                    continue;
+                }
+            };
             if progress.terms.is_some() {
                 let memory = &self.ledgers.of(target.slot).memory;
                 if !memory.is_blank()
@@ -236,46 +320,39 @@ impl Pusher {
                     continue;
                 }
             }
-            if self.nodes.is_cluster()
-                && let Some(key) = task.key()
-            {
+            if is_cluster && let Some(key) = task.key() {
                 let side = sides.entry(key).or_insert(Some(target.slot));
                 if *side != Some(target.slot) {
                     *side = None;
                     continue;
                 }
             }
-            let at = self
-                .groups
-                .iter()
-                .take(used)
-                .position(|group| group.slot == target.slot);
-            let at = at.unwrap_or_else(|| {
-                if used == self.groups.len() {
+            let groups = self.groups.iter().take(end).skip(first);
+            let at = groups
+                .zip(first..)
+                .find(|(group, _)| group.slot == target.slot);
+            let at = at.map(|(_, at)| at).unwrap_or_else(|| {
+                if end == self.groups.len() {
                     self.groups.push(Group::default());
                 }
-                if let Some(group) = self.groups.get_mut(used) {
+                if let Some(group) = self.groups.get_mut(end) {
                     group.begin(target.slot);
                 }
-                used += 1;
-                used - 1
+                end += 1;
+                end - 1
             });
             let Some(group) = self.groups.get_mut(at) else {
                 continue;
             };
-            let added = group.add(&*self.form, place, (task, index), progress.now);
-            if let Err(unfit) = added {
+            if let Err(unfit) = group.add(&**fit, &target.place, index) {
                 progress.stopped.extend(task.key());
                 let cause = Cause::new(unfit.into_words());
                 put(&mut progress.outcomes, index, Outcome::Reject(cause));
             }
         }
-        for (at, group) in self.groups.iter_mut().enumerate() {
-            match at < used {
-                true => group.end_run(),
-                false => group.begin(0),
-            }
-        }
+        let groups = self.groups.iter_mut().take(end).skip(first);
+        groups.for_each(Group::end_run);
+        end - first
     }
 }
 
@@ -304,6 +381,8 @@ impl Pusher {
             kept += group.body.capacity();
             kept <= BUFFERS_KEPT
         });
+        self.spare.clear();
+        self.spare.shrink_to(BUFFERS_KEPT);
     }
 }
 

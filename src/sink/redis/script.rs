@@ -1,7 +1,7 @@
-//! What happens inside of Redis: one script for each batch and slot, so that it happens as a whole or not at all.
+//! What happens inside of Redis: one script for each part of a batch, so that it happens as a whole or not at all.
 //!
-//! A script sees to it that the ledger is still ours, that the keys are what they must be, pushes task after task, and notes
-//! what it has pushed. The arguments, in this order:
+//! A script sees to it that the ledger is still ours and has the note of the part before, that the keys are what they must be,
+//! pushes task after task, and notes what it has pushed. The arguments, in this order:
 //!
 //! | | |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | number, note | the note; see `sink/marks.rs` |
 //! | expiry | of the ledger, in seconds |
 //! | how, limit | for streams: MAXLEN and a length, AGE and a time, or nothing; else a letter for each key: what it must be |
+//! | after | the number of the note of the part before; of the first part: nothing |
 //! | count, numbers | of notes to take away |
 //! | tasks | see [`super::batch`] |
 
@@ -55,20 +56,25 @@ macro_rules! kind {
 macro_rules! script {
     ($kind:expr, $push:literal) => {
         concat!(
-            "local base, gone = ARGV[1] ~= '' and 1 or 0, tonumber(ARGV[7]) ",
-            "if base == 1 and redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return {'fenced'} end ",
+            "local base, gone = ARGV[1] ~= '' and 1 or 0, tonumber(ARGV[8]) ",
+            "if base == 1 then ",
+            "if redis.call('HGET', KEYS[1], 'owner') ~= ARGV[1] then return {'fenced'} end ",
+            "if ARGV[7] ~= '' and not redis.call('HGET', KEYS[1], ARGV[7]) then return {'behind'} end ",
+            "end ",
             "local wrong = {'wrong'} ",
             "for k = base + 1, #KEYS do ",
             "local kind = redis.call('TYPE', KEYS[k]).ok ",
-            "if kind ~= 'none' and kind ~= ", $kind, " then wrong[#wrong + 1] = k - base - 1 end ",
+            "if kind ~= 'none' and kind ~= ",
+            $kind,
+            " then wrong[#wrong + 1] = k - base - 1 end ",
             "end ",
             "if #wrong > 1 then return wrong end ",
-            "local i, pushed, late, there = 8 + gone, 0, 0, 0 ",
+            "local i, pushed, late, there = 9 + gone, 0, 0, 0 ",
             $push,
             "if base == 1 then ",
             "if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], ARGV[2], ARGV[3]) end ",
             "redis.call('EXPIRE', KEYS[1], ARGV[4]) ",
-            "for g = 8, 7 + gone do redis.call('HDEL', KEYS[1], ARGV[g]) end ",
+            "for g = 9, 8 + gone do redis.call('HDEL', KEYS[1], ARGV[g]) end ",
             "end ",
             "return {'applied', late, there}"
         )
@@ -187,6 +193,8 @@ pub(super) enum Done {
     },
     /// Nothing: the ledger is somebody else's, or gone.
     Fenced,
+    /// Nothing: the part before was not applied, or not noted.
+    Behind,
     /// Nothing: these keys, by their index, are something else.
     Wrong(Vec<usize>),
     /// So many tasks, from the first one on; then this key has refused. Nothing is noted.
@@ -227,6 +235,7 @@ pub(super) fn read(reply: Reply) -> Option<Done> {
             there: *there,
         }),
         (b"fenced", [], None) => Some(Done::Fenced),
+        (b"behind", [], None) => Some(Done::Behind),
         (b"wrong", keys, None) => Some(Done::Wrong(
             keys.iter().copied().map(index).collect::<Option<_>>()?,
         )),
@@ -314,6 +323,8 @@ mod tests {
                 vec![text("applied"), Reply::Integer(-1), Reply::Integer(0)],
                 None,
             ),
+            (vec![text("fenced")], Some(Done::Fenced)),
+            (vec![text("behind")], Some(Done::Behind)),
             (vec![text("else")], None),
             (vec![], None),
         ] {

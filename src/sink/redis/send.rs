@@ -1,4 +1,4 @@
-//! Scripts on their way, and what became of them.
+//! A script on its way: what stands before the tasks, and what became of it.
 
 use super::batch::Group;
 use super::ledgers::{EXPIRES, refused};
@@ -11,10 +11,11 @@ use crate::sink::redis_client::outcome::{Verdict, judge, shown};
 use crate::sink::redis_client::resp::{self, Refusal, Reply};
 use crate::sink::{Cause, Outage, Outcome};
 
-/// The first part of a script's command: all that stands before the tasks.
-struct Head {
-    bytes: Vec<u8>,
-    /// Size of the note.
+/// The first words of a script's command: all that stands before the tasks.
+pub(super) struct Head {
+    pub(super) bytes: Vec<u8>,
+    /// The note's number, and its size.
+    pub(super) number: u64,
     note: usize,
 }
 
@@ -28,46 +29,21 @@ struct Suspect {
 
 /// What is to be done once all answers are there.
 #[derive(Default)]
-struct Rest {
+pub(super) struct Rest {
     /// Keys of which one at least is not for us.
     suspects: Vec<Suspect>,
     /// Tasks that were pushed before their script stopped.
     unnoted: Vec<(u16, Vec<Mark>)>,
-    outage: Option<Outage>,
+    pub(super) outage: Option<Outage>,
 }
 
 impl Pusher {
-    /// Sends the groups, and takes in what became of them.
-    pub(super) async fn send(&mut self, progress: &mut Progress<'_>) -> Result<(), Outage> {
-        let groups = std::mem::take(&mut self.groups);
-        let groups: Vec<Group> = groups
-            .into_iter()
-            .filter(|group| !group.tasks.is_empty())
-            .collect();
-        let mut heads = Vec::with_capacity(groups.len());
-        for group in &groups {
-            let marks = marks(group, group.tasks.len(), progress);
-            heads.push(self.head(group, &marks, progress));
-        }
-        let parts = groups.iter().zip(&heads);
-        let (wait, commands) = (&self.wait, self.commands());
-        let errands: Vec<Errand<'_>> = parts
-            .map(|(group, head)| Errand {
-                slot: group.slot,
-                request: vec![&head.bytes, &group.body, wait],
-                commands,
-            })
-            .collect();
-        let answers = self.nodes.run(&errands).await;
-        let mut rest = Rest::default();
-        for ((group, head), answer) in groups.iter().zip(&heads).zip(answers) {
-            let taken = match answer {
-                Ok(replies) => self.take_in(group, head, replies, progress, &mut rest),
-                Err(outage) => Err(outage),
-            };
-            rest.outage = rest.outage.or(taken.err());
-        }
-        self.groups = groups;
+    /// Sees to what is left to do once all answers are there.
+    pub(super) async fn see_to(
+        &mut self,
+        rest: Rest,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Outage> {
         self.note_what_is_not(rest.unnoted, progress).await?;
         match rest.outage {
             Some(outage) => Err(outage),
@@ -75,12 +51,18 @@ impl Pusher {
         }
     }
 
-    fn commands(&self) -> usize {
+    pub(super) fn commands(&self) -> usize {
         1 + usize::from(self.replicas > 0)
     }
 
-    /// The head of a script for these tasks.
-    fn head(&mut self, group: &Group, marks: &[Mark], progress: &Progress<'_>) -> Head {
+    /// The head of a script for these tasks, which come `after` what is in the note of this number.
+    pub(super) fn head(
+        &mut self,
+        group: &Group,
+        marks: &[Mark],
+        after: Option<u64>,
+        progress: &Progress<'_>,
+    ) -> Head {
         let slot = group.slot;
         let mut note = List::default();
         marks.iter().for_each(|mark| note.add(*mark));
@@ -90,10 +72,12 @@ impl Pusher {
             key = Some(self.ledgers.key(&terms.scope, slot));
             let ledger = self.ledgers.of(slot);
             owner = ledger.owner.clone().unwrap_or_default();
-            if ledger.gone.is_empty() {
+            if ledger.gone.is_empty() && after.is_none() {
                 ledger.gone = ledger.memory.forget(terms.settled);
             }
-            gone.clone_from(&ledger.gone);
+            if after.is_none() {
+                gone.clone_from(&ledger.gone);
+            }
             if !marks.is_empty() {
                 number = ledger.memory.sends(marks, terms.turn);
             }
@@ -109,7 +93,7 @@ impl Pusher {
         resp::write_header(
             &mut bytes,
             b'*',
-            3 + keys.len() + 7 + gone.len() + group.arguments,
+            3 + keys.len() + 8 + gone.len() + group.arguments,
         );
         resp::write_bulk(&mut bytes, b"EVAL");
         resp::write_bulk(&mut bytes, script);
@@ -122,22 +106,25 @@ impl Pusher {
         resp::write_bulk(&mut bytes, EXPIRES);
         resp::write_bulk(&mut bytes, &how);
         resp::write_bulk(&mut bytes, limit.as_bytes());
+        let after = after.map(|number| number.to_string()).unwrap_or_default();
+        resp::write_bulk(&mut bytes, after.as_bytes());
         resp::write_bulk(&mut bytes, gone.len().to_string().as_bytes());
         for number in gone {
             resp::write_bulk(&mut bytes, number.to_string().as_bytes());
         }
         Head {
             bytes,
+            number,
             note: note.len(),
         }
     }
 
     /// Takes in the answer to one script.
-    fn take_in(
+    pub(super) fn take_in(
         &mut self,
         group: &Group,
         head: &Head,
-        replies: Vec<Reply>,
+        replies: impl IntoIterator<Item = Reply>,
         progress: &mut Progress<'_>,
         rest: &mut Rest,
     ) -> Result<(), Outage> {
@@ -193,13 +180,20 @@ impl Pusher {
             Done::Fenced => {
                 let ledger = self.ledgers.of(slot);
                 ledger.memory.refused();
-                ledger.owner = None;
+                if ledger.owner.take().is_none() {
+                    // An earlier part has said so.
+                    return Ok(());
+                }
                 match progress.fenced.insert(slot) {
                     true => Ok(()),
                     false => Err(self.outage(
                         "another daemon with the same slot and sink writes to it, or our marks are taken away all the time",
                     )),
                 }
+            }
+            Done::Behind => {
+                self.ledgers.of(slot).memory.refused();
+                Ok(())
             }
             Done::Refused(refusal) => {
                 self.ledgers.of(slot).memory.refused();
@@ -255,7 +249,7 @@ impl Pusher {
         }
         for (slot, marks) in unnoted {
             self.ledgers.answered(slot, marks.iter().copied());
-            let head = self.head(&Group::nothing(slot), &marks, progress);
+            let head = self.head(&Group::nothing(slot), &marks, None, progress);
             self.run_head(slot, &head).await?;
             let ledger = self.ledgers.of(slot);
             ledger.gone.clear();
@@ -270,7 +264,7 @@ impl Pusher {
             return Ok(());
         }
         for slot in &progress.had_at {
-            let head = self.head(&Group::nothing(*slot), &[], progress);
+            let head = self.head(&Group::nothing(*slot), &[], None, progress);
             self.run_head(*slot, &head).await?;
         }
         Ok(())
@@ -293,7 +287,7 @@ impl Pusher {
     }
 
     /// Reads the answer to WAIT.
-    fn has_replicas(&self, answer: Option<Reply>) -> Result<(), Outage> {
+    pub(super) fn has_replicas(&self, answer: Option<Reply>) -> Result<(), Outage> {
         match answer {
             None => Ok(()),
             Some(Reply::Integer(have)) if have >= i64::from(self.replicas) => Ok(()),
@@ -355,7 +349,7 @@ impl Pusher {
 }
 
 /// The marks of a group's first tasks; none, where there are none.
-fn marks(group: &Group, count: usize, progress: &Progress<'_>) -> Vec<Mark> {
+pub(super) fn marks(group: &Group, count: usize, progress: &Progress<'_>) -> Vec<Mark> {
     let tasks = group.tasks.iter().take(count);
     tasks
         .filter_map(|index| progress.marks.get(*index).copied())

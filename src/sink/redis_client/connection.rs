@@ -84,9 +84,21 @@ impl Connection {
         request: &[IoSlice<'_>],
         expected: usize,
     ) -> Result<Vec<Reply>, Trouble> {
-        write_all(&mut self.stream, request)
-            .await
-            .map_err(Trouble::Lost)?;
+        self.send(request).await?;
+        self.replies(expected).await
+    }
+
+    /// Sends a part of a request.
+    pub(in crate::sink) async fn send(&mut self, request: &[IoSlice<'_>]) -> Result<(), Trouble> {
+        let written = write_all(&mut self.stream, request).await;
+        written.map_err(Trouble::Lost)
+    }
+
+    /// Waits for `expected` replies to what was sent.
+    pub(in crate::sink) async fn replies(
+        &mut self,
+        expected: usize,
+    ) -> Result<Vec<Reply>, Trouble> {
         let mut replies = Vec::with_capacity(expected);
         while replies.len() < expected {
             if let Some((reply, len)) = resp::parse(&self.input).map_err(|_| Trouble::NotRedis)? {

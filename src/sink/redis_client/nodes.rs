@@ -85,6 +85,35 @@ impl Nodes {
         self.map = Map::default();
     }
 
+    /// The connection to the only server that there is. Whoever does not give it back closes it.
+    ///
+    /// # Errors
+    /// The server is not there.
+    pub(in crate::sink) async fn take(&mut self) -> Result<Taken, Outage> {
+        let place = self.place(0).await?;
+        let visit = Visit {
+            login: self.servers.login_at(&place),
+            tls: self.tls.as_ref(),
+            link: self.links.remove(&place),
+        };
+        match visit.link().await {
+            Ok(link) => Ok(Taken { place, link }),
+            Err(trouble) => Err(self.lost(trouble, &place)),
+        }
+    }
+
+    /// It has been used, and is good.
+    pub(in crate::sink) fn give_back(&mut self, Taken { place, link }: Taken) {
+        self.links.insert(place, link);
+    }
+
+    /// A connection has failed.
+    pub(in crate::sink) fn lost(&mut self, trouble: Trouble, place: &Place) -> Outage {
+        self.primary = None;
+        self.map = Map::default();
+        self.trouble(trouble, place)
+    }
+
     /// Runs errands, of which no two are for the same slot.
     pub(in crate::sink) async fn run(&mut self, errands: &[Errand<'_>]) -> Errands {
         let mut answers: Vec<_> = errands.iter().map(|_| None).collect();
@@ -161,9 +190,7 @@ impl Nodes {
                     }
                 }
                 Err(trouble) => {
-                    self.primary = None;
-                    self.map = Map::default();
-                    let outage = self.trouble(trouble, &place);
+                    let outage = self.lost(trouble, &place);
                     for (at, _) in batch {
                         put(answers, at, Err(outage.clone()));
                     }
@@ -287,6 +314,12 @@ fn put(
     }
 }
 
+/// A connection, in somebody's hands.
+pub(in crate::sink) struct Taken {
+    pub(in crate::sink) place: Place,
+    pub(in crate::sink) link: Connection,
+}
+
 /// A way to one node, with the connection that there is, if it is still good.
 struct Visit<'a> {
     login: Address,
@@ -295,22 +328,22 @@ struct Visit<'a> {
 }
 
 impl Visit<'_> {
+    async fn link(self) -> Result<Connection, Trouble> {
+        if let Some(mut link) = self.link
+            && !link.is_stale().await
+        {
+            return Ok(link);
+        }
+        Connection::open(&self.login, self.tls, &[]).await
+    }
+
     /// Runs the errands of these indices in one go; `true` is for those that the node does not have yet.
     async fn run(
         self,
         errands: &[Errand<'_>],
         batch: &[(usize, bool)],
     ) -> Result<(Connection, Vec<Vec<Reply>>), Trouble> {
-        let mut fresh = self.link;
-        if let Some(link) = &mut fresh
-            && link.is_stale().await
-        {
-            fresh = None;
-        }
-        let mut link = match fresh {
-            Some(link) => link,
-            None => Connection::open(&self.login, self.tls, &[]).await?,
-        };
+        let mut link = self.link().await?;
         let mut asking = Vec::new();
         resp::write_command(&mut asking, &[b"ASKING"]);
         let (mut request, mut expected) = (Vec::new(), 0);

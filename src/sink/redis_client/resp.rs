@@ -54,8 +54,14 @@ pub(in crate::sink) fn write_bulk(out: &mut Vec<u8>, bytes: &[u8]) {
 /// Appends `*<n>` or `$<n>`, with its line end.
 pub(in crate::sink) fn write_header(out: &mut Vec<u8>, kind: u8, n: usize) {
     out.push(kind);
-    let (mut digits, mut first, mut rest) = ([b'0'; 20], 20, n);
-    for digit in digits.iter_mut().rev() {
+    out.extend_from_slice(digits(&mut [b'0'; 20], n));
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `n` in digits, in this space.
+fn digits(space: &mut [u8; 20], n: usize) -> &[u8] {
+    let (mut first, mut rest) = (20, n);
+    for digit in space.iter_mut().rev() {
         *digit = b'0' + (rest % 10) as u8;
         rest /= 10;
         first -= 1;
@@ -63,8 +69,7 @@ pub(in crate::sink) fn write_header(out: &mut Vec<u8>, kind: u8, n: usize) {
             break;
         }
     }
-    out.extend_from_slice(digits.get(first..).unwrap_or_default());
-    out.extend_from_slice(b"\r\n");
+    space.get(first..).unwrap_or_default()
 }
 
 /// Appends what `write` appends, as one argument, and returns its length. Its length is not known before; four digits
@@ -79,11 +84,13 @@ pub(in crate::sink) fn write_bulk_with(
     write(out);
     let content = start + ASSUMED.len();
     let len = out.len() - content;
-    let mut header = Vec::with_capacity(16);
-    write_header(&mut header, b'$', len);
-    match out.get_mut(start..content) {
-        Some(place) if place.len() == header.len() => place.copy_from_slice(&header),
-        _ => drop(out.splice(start..content, header)),
+    let mut space = [b'0'; 20];
+    let digits = digits(&mut space, len);
+    // Behind the `$`, and before the line's end.
+    let (from, to) = (start + 1, content - 2);
+    match out.get_mut(from..to) {
+        Some(place) if place.len() == digits.len() => place.copy_from_slice(digits),
+        _ => drop(out.splice(from..to, digits.iter().copied())),
     }
     out.extend_from_slice(b"\r\n");
     len

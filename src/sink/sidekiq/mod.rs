@@ -16,6 +16,7 @@
 
 use std::borrow::Cow;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -23,7 +24,7 @@ use serde::Deserialize;
 
 use super::broker_url::client_config;
 use super::redis::batch::{Group, Kind};
-use super::redis::form::{Form, Look};
+use super::redis::form::{Fit, Form, Look, Write};
 use super::redis::push::Pusher;
 use super::redis::script;
 use super::redis_client::outcome::Wording;
@@ -132,7 +133,7 @@ impl Settings for Config {
         let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
-        let (form, replicas) = (Box::new(Jobs::new(self)), self.replicas);
+        let (form, replicas) = (Arc::new(Jobs::new(self)), self.replicas);
         Ok(Box::new(Pusher::new(
             servers,
             tls,
@@ -186,49 +187,12 @@ impl Form for Jobs {
         (Cow::Owned(group.kinds()), String::new())
     }
 
-    fn place(&self, task: &Task, now: Timestamp, out: &mut Vec<u8>) -> Result<(), Unfit> {
-        let job = Job::new(task, &self.defaults, now)?;
-        out.extend_from_slice(self.prefix.as_bytes());
-        match job.at {
-            Some(_) => out.extend_from_slice(b"schedule"),
-            None => {
-                out.extend_from_slice(b"queue:");
-                out.extend_from_slice(job.queue().as_bytes());
-            }
-        }
-        Ok(())
-    }
-
-    fn add(
-        &self,
-        group: &mut Group,
-        place: &[u8],
-        task: &Task,
-        now: Timestamp,
-    ) -> Result<(), Unfit> {
-        let job = Job::new(task, &self.defaults, now)?;
-        group.enter(place, |group, is_new| {
-            if job.at.is_some() {
-                let schedule = group.key(place, Kind::SortedSet);
-                return (vec![schedule], ("ZADD", schedule), None);
-            }
-            let queues = group.key(&self.key("queues"), Kind::Set);
-            let queue = group.key(place, Kind::List);
-            if is_new {
-                group.first(("SADD", queues), job.queue().as_bytes());
-            }
-            (vec![queues, queue], ("LPUSH", queue), None)
-        });
-        if let Some(at) = job.at {
-            group.argument(|out| {
-                write_seconds(out, at);
-                Ok(())
-            })?;
-        }
-        group.argument(|out| {
-            job.write(out, now);
-            Ok(())
-        })
+    fn check<'t>(&'t self, task: &'t Task, now: Timestamp) -> Result<Fit<'t>, Unfit> {
+        Ok(Box::new(Checked {
+            jobs: self,
+            job: Job::new(task, &self.defaults, now)?,
+            now,
+        }))
     }
 
     fn look(&self) -> Look {
@@ -244,5 +208,52 @@ impl Form for Jobs {
 
     fn keeps(&self) -> Duration {
         self.defaults.ahead
+    }
+}
+
+/// A job that can be written.
+struct Checked<'t> {
+    jobs: &'t Jobs,
+    job: Job<'t>,
+    now: Timestamp,
+}
+
+impl Write for Checked<'_> {
+    fn place(&self, out: &mut Vec<u8>) -> Result<(), Unfit> {
+        out.extend_from_slice(self.jobs.prefix.as_bytes());
+        match self.job.at {
+            Some(_) => out.extend_from_slice(b"schedule"),
+            None => {
+                out.extend_from_slice(b"queue:");
+                out.extend_from_slice(self.job.queue().as_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&self, group: &mut Group, place: &[u8]) -> Result<(), Unfit> {
+        let Checked { jobs, job, now } = self;
+        group.enter(place, |group, is_new| {
+            if job.at.is_some() {
+                let schedule = group.key(place, Kind::SortedSet);
+                return (vec![schedule], ("ZADD", schedule), None);
+            }
+            let queues = group.key(&jobs.key("queues"), Kind::Set);
+            let queue = group.key(place, Kind::List);
+            if is_new {
+                group.first(("SADD", queues), job.queue().as_bytes());
+            }
+            (vec![queues, queue], ("LPUSH", queue), None)
+        });
+        if let Some(at) = job.at {
+            group.argument(|out| {
+                write_seconds(out, at);
+                Ok(())
+            })?;
+        }
+        group.argument(|out| {
+            job.write(out, *now);
+            Ok(())
+        })
     }
 }

@@ -3,6 +3,7 @@
 mod cluster;
 mod daemon;
 mod lists;
+mod parts;
 mod sentinel;
 mod streams;
 
