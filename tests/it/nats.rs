@@ -324,6 +324,51 @@ async fn logins_are_those_of_the_server() {
 }
 
 #[tokio::test]
+async fn a_server_that_has_let_us_in_may_refuse_us_later() {
+    if !is_there() {
+        return;
+    }
+    let settings = |ours: &str| format!("authorization {{ users: [ {}{ours} ] }}", Nats::admin());
+    let let_in = settings(
+        ", { user: u, password: \"p\", permissions: { publish: [\"$JS.API.>\", \"tasks.shop.>\"], subscribe: [\">\"] } }",
+    );
+    let mut nats = Nats::start_with(&let_in).with_stream();
+    let login = json!({"user": "u", "password": "p"});
+    let mut sink = open(&nats, login.clone());
+    let once = json!({"user": "u", "password": "p", "jetstream": false, "acknowledge": "none", "stream": null});
+    let mut unstored = open(&nats, once);
+    let other = task("other", None, &[(Field::Queue, "tasks.other")]);
+    for sink in [&mut sink, &mut unstored] {
+        assert!(all_delivered(&deliver(sink, &of_one_key("a", 3)).await));
+    }
+    nats.restart();
+    // The answer to the login is not taken for one to what comes behind it.
+    for sink in [&mut sink, &mut unstored] {
+        let tasks = [other.clone(), task("fits", None, &[])];
+        // It may be noticed only now that the connection is gone.
+        let outcomes = match sink.deliver(&tasks).await {
+            Ok(outcomes) => outcomes,
+            Err(_) => deliver(sink, &tasks).await,
+        };
+        assert!(matches!(outcomes[0], Outcome::Retry(_)), "{outcomes:?}");
+        assert_eq!(outcomes[1], Outcome::Delivered);
+    }
+    nats.reload(&settings(""));
+    for sink in [&mut sink, &mut unstored] {
+        let mut told = 0;
+        for _ in 0..4 {
+            let cause = outage(sink, &of_one_key("b", 3)).await;
+            told += usize::from(cause.contains("Authorization Violation"));
+        }
+        assert!(told >= 3, "{told} of 4");
+    }
+    nats.reload(&let_in);
+    for sink in [&mut sink, &mut unstored] {
+        assert!(all_delivered(&deliver(sink, &of_one_key("b", 3)).await));
+    }
+}
+
+#[tokio::test]
 async fn tls_is_demanded_and_checked() {
     if !is_there() {
         return;

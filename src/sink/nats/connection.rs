@@ -71,12 +71,19 @@ pub(super) struct Connection {
     written: usize,
     flushed: bool,
     sent: u64,
+    /// The answer to the login is to come.
+    logging_in: bool,
     pub(super) info: Info,
 }
 
 impl Connection {
-    /// Connects and logs in.
-    pub(super) async fn open(server: &Server, manner: &Manner) -> Result<Connection, Trouble> {
+    /// Connects and logs in. A server that is `known` to let us in is not waited for: what follows goes out with the login, and
+    /// comes to nothing where that is refused by now.
+    pub(super) async fn open(
+        server: &Server,
+        manner: &Manner,
+        known: bool,
+    ) -> Result<Connection, Trouble> {
         let tls_wanted = manner.tls_wanted || server.tls;
         let tcp = TcpStream::connect((server.host.as_str(), server.port)).await;
         let tcp = tcp.map_err(Trouble::Unreachable)?;
@@ -94,6 +101,7 @@ impl Connection {
             written: 0,
             flushed: true,
             sent: 0,
+            logging_in: false,
             info: Info::default(),
         };
         connection.info = connection.greeting().await?;
@@ -113,7 +121,10 @@ impl Connection {
             }
             connection.stream = encrypted(connection.stream, server, manner).await?;
         }
-        connection.log_in(server, manner).await?;
+        connection.log_in(server, manner)?;
+        if !known {
+            connection.is_let_in().await?;
+        }
         Ok(connection)
     }
 
@@ -136,8 +147,8 @@ impl Connection {
         }
     }
 
-    /// Says who we are, and waits for the answer.
-    async fn log_in(&mut self, server: &Server, manner: &Manner) -> Result<(), Trouble> {
+    /// Says who we are.
+    fn log_in(&mut self, server: &Server, manner: &Manner) -> Result<(), Trouble> {
         if !self.info.headers {
             let words = "it is too old: it knows no headers (2.2 and newer do)";
             return Err(Trouble::Unable(words.to_owned()));
@@ -158,16 +169,20 @@ impl Connection {
         serde_json::to_writer(&mut self.output, &hello)
             .map_err(|e| Trouble::Unable(e.to_string()))?;
         self.output.extend_from_slice(b"\r\nPING\r\n");
+        self.logging_in = true;
+        Ok(())
+    }
+
+    /// Waits for the answer to the login.
+    async fn is_let_in(&mut self) -> Result<(), Trouble> {
         loop {
-            let refused = match self.next()? {
-                Some(Frame::Pong) => return Ok(()),
-                Some(Frame::Error(words)) => Some(words.to_owned()),
-                _ => None,
-            };
-            match refused {
-                Some(words) => return Err(Trouble::Refused(words)),
-                None => self.turn().await?,
+            if let Some(Frame::Error(words)) = self.next()? {
+                return Err(Trouble::Refused(words.to_owned()));
             }
+            if !self.logging_in {
+                return Ok(());
+            }
+            self.turn().await?;
         }
     }
 
@@ -194,7 +209,8 @@ impl Connection {
         }
     }
 
-    /// The next whole frame that has been read. PING is answered, and INFO noted, on the way.
+    /// The next whole frame that has been read. PING is answered, INFO and the answer to the login are noted, on
+    /// the way.
     pub(super) fn next(&mut self) -> Result<Option<Frame<'_>>, Trouble> {
         loop {
             self.input.advance(self.taken.min(self.input.len()));
@@ -211,6 +227,11 @@ impl Connection {
                     len
                 }
                 Some((Frame::Ok, len)) => len,
+                // What else is answered with PONG was asked later.
+                Some((Frame::Pong, len)) if self.logging_in => {
+                    self.logging_in = false;
+                    len
+                }
                 Some((_, len)) => {
                     self.taken = len;
                     break;

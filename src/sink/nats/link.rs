@@ -41,10 +41,13 @@ impl Publisher {
             let Some(server) = self.servers.get(at) else {
                 continue;
             };
-            let opened = timeout(each, Connection::open(server, &self.manner)).await;
-            match opened {
+            let known = self.known == Some(at);
+            let opened = Connection::open(server, &self.manner, known);
+            match timeout(each, opened).await {
                 Ok(Ok(connection)) => {
                     self.first = at;
+                    // One that was not waited for has to show first that it does.
+                    self.known = (!known).then_some(at);
                     let name = server.to_string();
                     return Ok(self.agree(connection, name));
                 }

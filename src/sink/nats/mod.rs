@@ -316,6 +316,7 @@ impl Settings for Config {
             inbox_prefix: self.inbox_prefix.clone(),
             timeout: self.timeout,
             first: 0,
+            known: None,
             link: None,
             scratch: Scratch::default(),
         }))

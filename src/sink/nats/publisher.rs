@@ -31,6 +31,8 @@ pub(super) struct Publisher {
     pub(super) timeout: Duration,
     /// The server that is tried first.
     pub(super) first: usize,
+    /// The server that has let us in when it was asked last.
+    pub(super) known: Option<usize>,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
     pub(super) link: Option<Link>,
     pub(super) scratch: Scratch,
@@ -69,6 +71,7 @@ impl Publisher {
         }
         let mut link = self.connect().await?;
         let outcomes = self.exchange(&mut link, tasks).await?;
+        self.known = Some(self.first);
         if !link.connection.info.ldm {
             self.link = Some(link);
         }
