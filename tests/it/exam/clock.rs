@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::sheet::{Sheet, sit};
-use super::trial::{CALM, Life, Trial, edited};
+use super::trial::{Life, Trial, calm, edited};
 use super::{BROKER_BACK, DAEMON_BACK, Outlet, by_profile};
 use crate::support::exam::{processor_time, says};
 use crate::support::proxy::Proxy;
@@ -318,7 +318,7 @@ async fn quiet(trial: &Trial, life: &Life, clock: &WallClock) {
         tokio::time::sleep(by_profile(Duration::from_secs(1), Duration::from_secs(5))).await;
         let used = processor_time(life).saturating_sub(used);
         let share = used.as_secs_f64() / start.elapsed().as_secs_f64();
-        trial.sheet.cores("with nothing to do", share, CALM);
+        trial.sheet.cores("with nothing to do", share, calm());
     }
 }
 

@@ -10,8 +10,11 @@ use super::{Outlet, by_profile};
 use crate::support::exam::load::Writer;
 use crate::support::wait::{PATIENCE, eventually};
 
-/// Of the others' rate, at least so much remains, in percent.
-const REMAINS: usize = 80;
+/// Of the others' rate, at least so much remains, in percent. Quickly, both rates are those of half a second of a debug build
+/// beside other tests, and differ by a factor of two where nothing fails.
+fn remains_at_least() -> usize {
+    by_profile(25, 80)
+}
 /// How often the key fails.
 const FAILS: usize = 5;
 /// The queue of the key that fails.
@@ -50,7 +53,7 @@ async fn one_key(sheet: Sheet) {
     let disturbed = rate(&trial, &mut writer, rows, others).await;
     let of_key = writer.last(0) - last;
     let remains = (100.0 * disturbed / undisturbed) as usize;
-    sheet.at_least("rate of the others, percent", remains, REMAINS);
+    sheet.at_least("rate of the others, percent", remains, remains_at_least());
     sheet.note(format!(
         "{undisturbed:.0} tasks a second undisturbed, {disturbed:.0} beside a key that fails"
     ));

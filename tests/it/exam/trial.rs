@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::outlet::{Found, Other, Place};
 use super::sheet::Sheet;
-use super::{LAG, MEMORY, Outlet, STOPS_WITHIN};
+use super::{LAG, MEMORY, Outlet, STOPS_WITHIN, by_profile};
 use crate::support::daemon::Daemon;
 use crate::support::exam::ledger::{Delivery, Receipt};
 use crate::support::exam::load::Load;
@@ -19,8 +19,11 @@ use crate::support::exam::{Exam, indiscretions, processor_time};
 use crate::support::redis::Options;
 use crate::support::wait::PATIENCE;
 
-/// While a peer is down, a daemon uses less than this of a core.
-pub(super) const CALM: f64 = 0.25;
+/// While a peer is down, a daemon uses less than this of a core. The quick profile has a debug build, beside other tests; one
+/// that turns without end uses all of a core.
+pub(super) fn calm() -> f64 {
+    by_profile(0.5, 0.25)
+}
 /// After so long without a new delivery, what was sent has been seen.
 const QUIET: Duration = Duration::from_millis(200);
 /// How long the last tasks may take to come. Long: it only runs out when something is wrong.
@@ -428,7 +431,7 @@ impl Life {
     pub(super) fn peer_up(&self, down: &Down) {
         let used = processor_time(&self.daemon).saturating_sub(down.used);
         let share = used.as_secs_f64() / down.since.elapsed().as_secs_f64();
-        self.sheet.cores("while down", share, CALM);
+        self.sheet.cores("while down", share, calm());
     }
 }
 
