@@ -192,11 +192,16 @@ async fn is_encrypted(url: &str) -> Result<bool, Error> {
             Ok(ssl == "true")
         }
         (Err(walsender), Err(sql)) => {
-            assert_eq!(walsender.to_string(), sql.to_string());
+            assert_eq!(without_numbers(&walsender), without_numbers(&sql));
             Err(walsender)
         }
         (walsender, sql) => panic!("{url}: {:?}, {:?}", walsender.err(), sql.err()),
     }
+}
+
+/// What an error says. An expired certificate's tells the second, and the next one may have begun.
+fn without_numbers(error: &Error) -> String {
+    error.to_string().replace(|c: char| c.is_ascii_digit(), "")
 }
 
 async fn refused(url: &str, policy: Policy, words: &[&str]) {
