@@ -125,6 +125,29 @@ fn a_history_that_was_replaced_is_not_taken_for_the_old_one() {
 }
 
 #[test]
+fn parts_under_way_are_answered_in_their_order() {
+    let mut memory = Memory::default();
+    memory.enter(&scope(1));
+    assert!(memory.unread(Vec::new()).is_empty());
+    memory.recall([]);
+    let marks: Vec<Mark> = (0..4).map(|n| mark(&format!("a{n}"), at(8, n))).collect();
+    for (number, mark) in (0..).zip(&marks) {
+        assert_eq!(memory.sends([mark], 1), number);
+    }
+    assert_eq!(memory.in_doubt(), Some(0));
+    memory.applied(9);
+    assert_eq!(memory.in_doubt(), Some(1));
+    memory.refused();
+    assert_eq!(memory.in_doubt(), Some(2));
+    // The others had no answer: one of them was applied.
+    assert_eq!(memory.unread(vec![2, 0]), [2]);
+    memory.recall([(2, note(&marks[2..3]))]);
+    assert_eq!(memory.in_doubt(), None);
+    let there: Vec<bool> = marks.iter().map(|mark| memory.has(mark)).collect();
+    assert_eq!(there, [false, false, true, false]);
+}
+
+#[test]
 fn a_place_that_has_lost_notes_is_not_trusted() {
     let mut memory = Memory::default();
     memory.enter(&scope(1));

@@ -1,9 +1,9 @@
 //! Scripts on their way, and what became of them. One for each slot, side by side; or, on one server, one for each part of the
 //! batch, one behind the other: while the next part is being written, Redis does the one before.
 //!
-//! **A part is applied whole or not at all, and only behind the part before it.** Its script looks for that part's note in the
-//! ledger, and does nothing where there is none: for whatever reason a part was not applied, or not as a whole, none of those
-//! behind it is. So no task overtakes an earlier one of its key. What was not applied is gathered and sent again once all parts
+//! **A part is applied only behind the part before it, when that was applied as a whole.** Its script looks for that part's note
+//! in the ledger, and does nothing where there is none: for whatever reason a part was not applied, or not as a whole, none of
+//! those behind it is. So no task overtakes an earlier one of its key. What was not applied is gathered and sent again once all parts
 //! are answered; what was applied, and not answered, is found in the ledger by its own note.
 
 use std::io::IoSlice;
