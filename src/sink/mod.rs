@@ -1,4 +1,4 @@
-//! Floor 4: the destinations, one file each. This file holds the contract and the only list of them.
+//! Floor 4: the destinations, a file or a room each. This file holds the contract and the only list of them.
 
 #[cfg(any(feature = "amqp", feature = "celery"))]
 #[cfg_attr(
@@ -53,6 +53,11 @@ pub mod redis;
 )]
 pub mod redis_client;
 pub mod renewed;
+#[cfg_attr(
+    not(all(feature = "celery", feature = "redis")),
+    allow(dead_code, reason = "some of it is for the others")
+)]
+mod settings;
 #[cfg(feature = "sidekiq")]
 pub mod sidekiq;
 #[cfg(feature = "sqs")]
@@ -65,15 +70,14 @@ pub mod webhook;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::marks::Terms;
+pub use self::settings::{Invalid, SecretFile, Settings};
 use crate::outbox::Task;
 
 /// Why something was not delivered, in words for the log and the operator. Never holds a payload or a secret.
@@ -140,7 +144,7 @@ pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 /// A destination.
 ///
-/// The contract, which `tests/it/conformance.rs` checks for every sink:
+/// The contract, which `tests/it/conformance/` checks for every sink:
 /// - `deliver` answers with exactly one [`Outcome`] per task, in the batch's order, or with an [`Outage`].
 /// - `Delivered` means that the broker has confirmed the task, not that it was written to a socket.
 /// - Within a batch and between batches, tasks of one key are applied in the order given; where one task of a key is
@@ -182,59 +186,6 @@ pub trait Sink: Send {
     fn keeps(&self) -> Duration {
         Duration::ZERO
     }
-}
-
-/// What is configured in `[sink.<type>.<name>]`.
-pub trait Settings {
-    /// Checks what can be checked without the destination and without a file.
-    ///
-    /// # Errors
-    /// The first setting that does not do.
-    fn validate(&self) -> Result<(), Invalid> {
-        Ok(())
-    }
-
-    /// The settings that may stand in files of their own.
-    fn secrets(&mut self) -> Vec<SecretFile<'_>> {
-        Vec::new()
-    }
-
-    /// A client; it connects when it is first used. Files that the settings name are read now.
-    ///
-    /// # Errors
-    /// The first setting that does not do.
-    fn open(&self) -> Result<Box<dyn Sink>, Invalid>;
-}
-
-/// A setting that does not do: which one, and why.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{key} {words}")]
-pub struct Invalid {
-    /// The key in `[sink.<type>.<name>]`.
-    pub key: &'static str,
-    /// What is wrong with it; begins with a verb. Repeats nothing that may be secret.
-    pub words: String,
-}
-
-impl Invalid {
-    /// This key does not do.
-    pub fn new(key: &'static str, words: impl Into<String>) -> Invalid {
-        Invalid {
-            key,
-            words: words.into(),
-        }
-    }
-}
-
-/// A secret that may stand in a file of its own. Once the configuration is loaded, it stands where it belongs.
-#[derive(Debug)]
-pub struct SecretFile<'a> {
-    /// The key that names the file.
-    pub key: &'static str,
-    /// The file.
-    pub file: &'a mut Option<PathBuf>,
-    /// The setting that the file's content becomes.
-    pub secret: &'a mut Option<SecretString>,
 }
 
 /// Declares [`Tables`].

@@ -53,6 +53,7 @@ use self::probe::Place;
 use self::publisher::{Letter, Letters, Publisher};
 use self::url::Address;
 use super::broker_url::client_config;
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Cause, Delivery, Invalid, Outcome, Probe, SecretFile, Settings, Sink};
 use crate::envelope::Unfit;
 use crate::envelope::amqp::event::Event;
@@ -93,26 +94,12 @@ fn default_persistent() -> bool {
     true
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 impl Config {
     fn address(&self) -> Result<Option<Address>, Invalid> {
-        match (&self.url, &self.url_file) {
-            (Some(url), None) => {
-                let address = url::parse(url.expose_secret());
-                address
-                    .map(Some)
-                    .map_err(|words| Invalid::new("url", words))
-            }
-            (None, Some(_)) => Ok(None),
-            (None, None) => Err(Invalid::new(
-                "url",
-                "is missing: amqp://user:password@host/vhost, or url_file",
-            )),
-            (Some(_), Some(_)) => Err(Invalid::new("url_file", "and url exclude each other")),
-        }
+        let url = Either::url(&self.url, &self.url_file);
+        let url = url.one("amqp://user:password@host/vhost, or url_file")?;
+        let address = url.map(|url| url::parse(url.expose_secret())).transpose();
+        address.map_err(|words| Invalid::new("url", words))
     }
 
     fn letters(&self) -> Result<EventLetters, Invalid> {
@@ -147,10 +134,7 @@ impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
         self.address()?;
         self.letters()?;
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -164,7 +148,7 @@ impl Settings for Config {
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
         let Some(address) = self.address()? else {
-            return Err(Invalid::new("url_file", "has not been read"));
+            return Err(Invalid::unread("url_file"));
         };
         let tls = client_config("url", address.tls.as_ref())?;
         Ok(Box::new(Amqp {

@@ -29,6 +29,7 @@ use super::redis::push::Pusher;
 use super::redis::script;
 use super::redis_client::outcome::Wording;
 use super::redis_client::servers::{self, Servers};
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::envelope::Unfit;
 use crate::envelope::bullmq::{Job, is_queue};
@@ -95,36 +96,21 @@ fn default_attempts() -> u32 {
     1
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 fn parse(url: &SecretString) -> Result<Servers, Invalid> {
     servers::parse(url.expose_secret()).map_err(|words| Invalid::new("url", words))
 }
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        match (&self.url, &self.url_file) {
-            (Some(url), None) => {
-                let is_cluster = matches!(parse(url)?, Servers::Cluster { .. });
-                if is_cluster && !(self.prefix.contains('{') && self.prefix.contains('}')) {
-                    return Err(Invalid::new(
-                        "prefix",
-                        "needs a hash tag in a cluster, as BullMQ's has there: \"{bull}\"",
-                    ));
-                }
-            }
-            (None, Some(_)) => {}
-            (None, None) => {
-                return Err(Invalid::new(
-                    "url",
-                    "is missing: give the Redis of the BullMQ application, redis://host:6379/0",
-                ));
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new("url_file", "and url exclude each other"));
-            }
+        let url = Either::url(&self.url, &self.url_file);
+        let url = url.one("give the Redis of the BullMQ application, redis://host:6379/0")?;
+        if let Some(Servers::Cluster { .. }) = url.map(parse).transpose()?
+            && !(self.prefix.contains('{') && self.prefix.contains('}'))
+        {
+            return Err(Invalid::new(
+                "prefix",
+                "needs a hash tag in a cluster, as BullMQ's has there: \"{bull}\"",
+            ));
         }
         if !is_queue(&self.queue) {
             return Err(Invalid::new("queue", "must not be empty, nor have a colon"));
@@ -132,10 +118,7 @@ impl Settings for Config {
         if self.prefix.is_empty() || self.prefix.starts_with("aftercommit") {
             return Err(Invalid::new("prefix", "must be that of the workers"));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -148,9 +131,7 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(url) = &self.url else {
-            return Err(Invalid::new("url_file", "has not been read"));
-        };
+        let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
         let form = Arc::new(Jobs {

@@ -41,6 +41,7 @@ pub use self::redis::Redis;
 use super::broker_url::client_config;
 use super::redis_client::servers::Servers;
 use super::redis_client::url;
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::celery::MAX_PRIORITY;
 use crate::envelope::native_delay;
@@ -96,34 +97,20 @@ fn default_sep() -> String {
     "\u{6}\u{16}".to_owned()
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        match (&self.broker_url, &self.broker_url_file) {
-            (Some(url), None) => self.check_delay(&self.parse(url)?)?,
-            (None, Some(_)) => {}
-            (None, None) => {
-                return Err(Invalid::new(
-                    "broker_url",
-                    "is missing: give the Celery application's, or broker_url_file",
-                ));
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new(
-                    "broker_url_file",
-                    "and broker_url exclude each other",
-                ));
-            }
+        let url = Either {
+            setting: ("broker_url", &self.broker_url),
+            file: ("broker_url_file", &self.broker_url_file),
+        };
+        if let Some(url) = url.one("give the Celery application's, or broker_url_file")? {
+            self.check_delay(&self.parse(url)?)?;
         }
-        if self.sentinel_password.is_some() && self.sentinel_password_file.is_some() {
-            return Err(Invalid::new(
-                "sentinel_password_file",
-                "and sentinel_password exclude each other",
-            ));
-        }
+        let sentinel_password = Either {
+            setting: ("sentinel_password", &self.sentinel_password),
+            file: ("sentinel_password_file", &self.sentinel_password_file),
+        };
+        sentinel_password.at_most_one()?;
         if self.queue.is_empty() {
             return Err(Invalid::new("queue", "must not be empty"));
         }
@@ -143,10 +130,7 @@ impl Settings for Config {
                 "must ascend from 0, up to 9 at most: [0, 3, 6, 9]",
             ));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -166,9 +150,10 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(url) = &self.broker_url else {
-            return Err(Invalid::new("broker_url_file", "has not been read"));
-        };
+        let url = self
+            .broker_url
+            .as_ref()
+            .ok_or(Invalid::unread("broker_url_file"))?;
         Ok(match self.parse(url)? {
             Address::Redis(servers) => {
                 let tls = client_config("broker_url", servers.login().tls.as_ref())?;

@@ -30,6 +30,7 @@ use self::redis::Messages;
 use super::broker_url::client_config;
 use super::redis::push::Pusher;
 use super::redis_client::servers::{self, Servers};
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Invalid, SecretFile, Settings, Sink, amqp};
 use crate::envelope::dramatiq::{Defaults, is_queue};
 
@@ -76,10 +77,6 @@ fn default_ahead() -> Duration {
     Duration::from_secs(2)
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 /// Where the broker is, by the URL's scheme.
 enum Broker {
     Redis(Servers),
@@ -113,24 +110,12 @@ impl Config {
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        match (&self.url, &self.url_file) {
-            (Some(url), None) => {
-                if let Broker::RabbitMq(_) = parse(url)?
-                    && self.replicas > 0
-                {
-                    return Err(Invalid::new("replicas", "is for Redis"));
-                }
-            }
-            (None, Some(_)) => {}
-            (None, None) => {
-                return Err(Invalid::new(
-                    "url",
-                    "is missing: give the Dramatiq broker's, redis://host:6379/0 or amqp://host",
-                ));
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new("url_file", "and url exclude each other"));
-            }
+        let url = Either::url(&self.url, &self.url_file);
+        let url = url.one("give the Dramatiq broker's, redis://host:6379/0 or amqp://host")?;
+        if let Some(Broker::RabbitMq(_)) = url.map(parse).transpose()?
+            && self.replicas > 0
+        {
+            return Err(Invalid::new("replicas", "is for Redis"));
         }
         if !is_queue(&self.queue) {
             return Err(Invalid::new(
@@ -144,10 +129,7 @@ impl Settings for Config {
         if self.ahead >= LONGEST_DELAY {
             return Err(Invalid::new("ahead", "must be shorter than 7 days"));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -160,9 +142,7 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(url) = &self.url else {
-            return Err(Invalid::new("url_file", "has not been read"));
-        };
+        let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         Ok(match parse(url)? {
             Broker::Redis(servers) => {
                 let tls = client_config("url", servers.login().tls.as_ref())?;

@@ -36,6 +36,7 @@ use serde::Deserialize;
 
 pub use self::crew::Exec;
 use self::process::Program;
+use super::settings::check_timeout;
 use super::{Invalid, Settings, Sink};
 
 /// No machine does more at a time.
@@ -101,9 +102,7 @@ impl Settings for Config {
                 format!("must be 1 to {MOST_WORKERS}"),
             ));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
+        check_timeout("timeout", self.timeout)?;
         self.variables().map(drop)
     }
 

@@ -39,6 +39,7 @@ use serde::Deserialize;
 
 use self::flow::Kafka;
 use self::session::Manner;
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Delivery, Invalid, Probe, SecretFile, Settings, Sink};
 use crate::envelope::parcel::Format;
 use crate::envelope::template::Template;
@@ -77,10 +78,6 @@ fn default_source() -> String {
     "aftercommit".to_owned()
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 impl Config {
     fn client(&self, manner: Manner) -> ClientConfig {
         properties::client(
@@ -112,17 +109,13 @@ impl Settings for Config {
         if let Some(fixed) = self.topic.fixed() {
             topic::check(fixed).map_err(|words| Invalid::new("topic", words))?;
         }
-        if self.password.is_some() && self.password_file.is_some() {
-            return Err(Invalid::new(
-                "password_file",
-                "and password exclude each other",
-            ));
-        }
+        let password = Either {
+            setting: ("password", &self.password),
+            file: ("password_file", &self.password_file),
+        };
+        password.at_most_one()?;
         properties::check(&self.properties)?;
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {

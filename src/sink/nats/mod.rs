@@ -9,7 +9,8 @@
 //!   by one within a key, and side by side over keys: guards and replicas do not go together (`stream.rs`).
 //! - **What the broker can lose**: a stream in memory, all at a restart; one on disk, what was written in the last two minutes
 //!   at a crash of the *machine* (nats-server's `sync_interval`; a kill of the server alone loses nothing), unless it has
-//!   replicas; with `discard = old`, what is beyond its limits, read or not; with retention `interest`, what no consumer wants.
+//!   replicas; with `discard = old`, what is beyond its limits, read or not; before nats-server 2.10.5 the same with
+//!   `discard = new`, where `max_bytes` is the limit; with retention `interest`, what no consumer wants.
 //!   `check --online` tells these settings.
 //! - **`jetstream = false, acknowledge = "none"`**: publishing to subscribers as they are at that moment. Lost is what nobody is
 //!   subscribed to, what a subscriber's connection or a server on the way drops, and what a slow subscriber cannot take.
@@ -44,6 +45,7 @@ use self::login::Identity;
 use self::publisher::{Publisher, Scratch};
 use self::servers::Server;
 use self::subject::Subject;
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::tls::{self, Names, Roots, Rules};
 
@@ -128,10 +130,6 @@ fn default_api_prefix() -> String {
     "$JS.API".to_owned()
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 const NAMES: Names = Names {
     roots: "tls_ca_file",
     certificate: "tls_certificate_file",
@@ -141,22 +139,12 @@ const NAMES: Names = Names {
 impl Config {
     /// What was checked, but for the URL where a file holds it.
     fn parse(&self) -> Result<(Option<Vec<Server>>, Subject, Identity), Invalid> {
-        let servers = match (&self.url, &self.url_file) {
-            (Some(urls), None) => {
-                let servers = servers::parse(urls.expose_secret());
-                Some(servers.map_err(|words| Invalid::new("url", words))?)
-            }
-            (None, Some(_)) => None,
-            (None, None) => {
-                return Err(Invalid::new(
-                    "url",
-                    "is missing: give nats://host:4222, or url_file",
-                ));
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new("url_file", "and url exclude each other"));
-            }
-        };
+        let url = Either::url(&self.url, &self.url_file);
+        let url = url.one("give nats://host:4222, or url_file")?;
+        let servers = url
+            .map(|url| servers::parse(url.expose_secret()))
+            .transpose();
+        let servers = servers.map_err(|words| Invalid::new("url", words))?;
         let subject = Subject::parse(&self.subject);
         let subject = subject.map_err(|words| Invalid::new("subject", words))?;
         Ok((servers, subject, self.identity()?))
@@ -267,10 +255,7 @@ impl Settings for Config {
                 "and tls_key_file go together",
             ));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -296,7 +281,7 @@ impl Settings for Config {
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
         let (servers, subject, identity) = self.parse()?;
-        let servers = servers.ok_or_else(|| Invalid::new("url_file", "has not been read"))?;
+        let servers = servers.ok_or_else(|| Invalid::unread("url_file"))?;
         let rules = Rules {
             roots: match &self.tls_ca_file {
                 Some(file) => Roots::File(file.clone()),

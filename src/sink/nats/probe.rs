@@ -36,7 +36,11 @@ impl Publisher {
             return Ok(sights);
         }
         match self.look_at_stream(&mut link).await? {
-            Look::There(stream) => sights.extend(self_description(&stream, &self.subject.filter())),
+            Look::There(stream) => {
+                let version = &link.connection.info.version;
+                sights.extend(drops_when_full(&stream, version));
+                sights.extend(self_description(&stream, &self.subject.filter()));
+            }
             Look::Absent(words) => sights.push(Sight::Fault(
                 format!("the stream: {words}"),
                 "nats stream add, with storage file and subjects that fit".to_owned(),
@@ -49,6 +53,24 @@ impl Publisher {
         self.link = Some(link);
         Ok(sights)
     }
+}
+
+/// Servers before 2.10.5 take a message for smaller than it is on disk, and when one too many is stored, they drop the oldest
+/// to get below `max_bytes`, although they should refuse new ones (nats-server's issues 4771 and 4775).
+fn drops_when_full(stream: &Stream, version: &str) -> Option<Sight> {
+    let config = &stream.config;
+    let mut numbers = version.split('.').map(|it| it.parse().unwrap_or(0));
+    let mut next = || numbers.next().unwrap_or(0);
+    let is_old = (next(), next(), next()) < (2, 10, 5);
+    (is_old && config.max_bytes > 0 && config.discard == "new").then(|| {
+        Sight::Risk(
+            format!(
+                "nats-server {version} drops the oldest messages of stream {} when it meets max_bytes {}, although discard is new",
+                config.name, config.max_bytes
+            ),
+            "update nats-server to 2.10.5 or newer, or limit by max_msgs".to_owned(),
+        )
+    })
 }
 
 fn self_description(stream: &Stream, subjects: &str) -> Vec<Sight> {
@@ -167,8 +189,8 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    /// The kinds of what is seen, of a good stream with other settings.
-    fn kinds(settings: serde_json::Value) -> String {
+    /// A good stream with other settings.
+    fn stream(settings: &serde_json::Value) -> Stream {
         let mut config = json!({
             "name": "S", "subjects": ["tasks.>"], "retention": "limits", "discard": "old", "storage": "file",
             "num_replicas": 1, "max_msgs": -1, "max_bytes": -1, "max_msgs_per_subject": -1, "max_age": 0,
@@ -178,13 +200,17 @@ mod tests {
             config[name] = value.clone();
         }
         let stream = json!({"config": config, "state": {"consumer_count": 0}});
-        let stream: Stream = serde_json::from_value(stream).unwrap();
+        serde_json::from_value(stream).unwrap()
+    }
+
+    /// The kinds of what is seen.
+    fn kinds(settings: &serde_json::Value) -> String {
         let kind = |sight: &Sight| match sight {
             Sight::Good(_) => "good",
             Sight::Risk(..) => "risk",
             Sight::Fault(..) => "fault",
         };
-        let sights = self_description(&stream, "tasks.>");
+        let sights = self_description(&stream(settings), "tasks.>");
         sights.iter().map(kind).collect::<Vec<_>>().join(" ")
     }
 
@@ -213,7 +239,25 @@ mod tests {
                 "risk risk fault",
             ),
         ] {
-            assert_eq!(kinds(settings.clone()), expected, "{settings}");
+            assert_eq!(kinds(&settings), expected, "{settings}");
+        }
+    }
+
+    #[test]
+    fn old_servers_that_meet_a_limit_of_bytes() {
+        for (version, max_bytes, discard, expected) in [
+            ("2.9.10", 1, "new", true),
+            ("2.10.4", 1, "new", true),
+            ("2.10.5", 1, "new", false),
+            ("2.10.5-RC.1", 1, "new", true),
+            ("2.12.0", 1, "new", false),
+            ("3.0.0", 1, "new", false),
+            ("2.9.10", -1, "new", false),
+            ("2.9.10", 1, "old", false),
+        ] {
+            let stream = stream(&json!({"max_bytes": max_bytes, "discard": discard}));
+            let told = drops_when_full(&stream, version);
+            assert_eq!(told.is_some(), expected, "{version} {max_bytes} {discard}");
         }
     }
 

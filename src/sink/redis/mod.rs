@@ -51,6 +51,7 @@ pub use self::message::Format;
 use self::push::Pusher;
 use super::broker_url::client_config;
 use super::redis_client::servers;
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::envelope::template::Template;
 
@@ -108,10 +109,6 @@ impl Push {
     }
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 impl Config {
     /// The stream or list, and its setting.
     fn target(&self) -> Result<(&'static str, &Template), Invalid> {
@@ -160,14 +157,8 @@ impl Config {
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        match (&self.url, &self.url_file) {
-            (Some(url), None) => drop(parse(url)?),
-            (None, Some(_)) => {}
-            (None, None) => return Err(Invalid::new("url", "is missing: redis://host:6379/0")),
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new("url_file", "and url exclude each other"));
-            }
-        }
+        let url = Either::url(&self.url, &self.url_file).one("redis://host:6379/0")?;
+        url.map(parse).transpose()?;
         let (setting, _) = self.target()?;
         if setting == "list" && self.maxlen.is_some() {
             return Err(Invalid::new("maxlen", "is for streams"));
@@ -184,10 +175,7 @@ impl Settings for Config {
         if setting == "stream" && self.push != Push::default() {
             return Err(Invalid::new("push", "is for lists"));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -200,9 +188,7 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(url) = &self.url else {
-            return Err(Invalid::new("url_file", "has not been read"));
-        };
+        let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
         let form = self.form()?;

@@ -29,6 +29,7 @@ use super::redis::push::Pusher;
 use super::redis::script;
 use super::redis_client::outcome::Wording;
 use super::redis_client::servers::{self, Servers};
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::envelope::Unfit;
 use crate::envelope::sidekiq::{Defaults, Job, write_seconds};
@@ -94,10 +95,6 @@ fn default_queue() -> String {
     "default".to_owned()
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 fn parse(url: &SecretString) -> Result<Servers, Invalid> {
     match servers::parse(url.expose_secret()) {
         Ok(Servers::Cluster { .. }) => Err(Invalid::new(
@@ -111,29 +108,16 @@ fn parse(url: &SecretString) -> Result<Servers, Invalid> {
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        match (&self.url, &self.url_file) {
-            (Some(url), None) => drop(parse(url)?),
-            (None, Some(_)) => {}
-            (None, None) => {
-                return Err(Invalid::new(
-                    "url",
-                    "is missing: give the Sidekiq application's, redis://host:6379/0",
-                ));
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new("url_file", "and url exclude each other"));
-            }
-        }
+        let url = Either::url(&self.url, &self.url_file);
+        let url = url.one("give the Sidekiq application's, redis://host:6379/0")?;
+        url.map(parse).transpose()?;
         if self.queue.is_empty() {
             return Err(Invalid::new("queue", "must not be empty"));
         }
         if self.namespace == "aftercommit" {
             return Err(Invalid::new("namespace", "must be that of the workers"));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -146,9 +130,7 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(url) = &self.url else {
-            return Err(Invalid::new("url_file", "has not been read"));
-        };
+        let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         let servers = parse(url)?;
         let tls = client_config("url", servers.login().tls.as_ref())?;
         let (form, replicas) = (Arc::new(Jobs::new(self)), self.replicas);

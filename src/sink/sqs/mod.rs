@@ -34,6 +34,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::flow::Sqs;
+use super::settings::{Either, check_timeout, default_timeout};
 use super::{Delivery, Invalid, Probe, SecretFile, Settings, Sink};
 use crate::envelope::parcel::Format;
 use crate::envelope::template::Template;
@@ -83,10 +84,6 @@ fn default_concurrency() -> u32 {
     16
 }
 
-fn default_timeout() -> Duration {
-    Duration::from_secs(10)
-}
-
 impl Config {
     fn side_by_side(&self) -> usize {
         usize::try_from(self.concurrency).unwrap_or(1)
@@ -115,12 +112,13 @@ impl Settings for Config {
             }
             None => {}
         }
-        let secret = self.secret_access_key.is_some();
-        if secret && self.secret_access_key_file.is_some() {
-            let words = "and secret_access_key exclude each other";
-            return Err(Invalid::new("secret_access_key_file", words));
-        }
-        if self.access_key_id.is_some() != (secret || self.secret_access_key_file.is_some()) {
+        let secret = Either {
+            setting: ("secret_access_key", &self.secret_access_key),
+            file: ("secret_access_key_file", &self.secret_access_key_file),
+        };
+        secret.at_most_one()?;
+        let has_secret = self.secret_access_key.is_some() || self.secret_access_key_file.is_some();
+        if self.access_key_id.is_some() != has_secret {
             let words = "and secret_access_key need each other";
             return Err(Invalid::new("access_key_id", words));
         }
@@ -134,10 +132,7 @@ impl Settings for Config {
             let words = format!("must be 1 to {MOST_CONCURRENCY}");
             return Err(Invalid::new("concurrency", words));
         }
-        if self.timeout.is_zero() {
-            return Err(Invalid::new("timeout", "must be longer than nothing"));
-        }
-        Ok(())
+        check_timeout("timeout", self.timeout)
     }
 
     fn secrets(&mut self) -> Vec<SecretFile<'_>> {
@@ -151,7 +146,7 @@ impl Settings for Config {
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
         if self.access_key_id.is_some() && self.secret_access_key.is_none() {
-            return Err(Invalid::new("secret_access_key_file", "has not been read"));
+            return Err(Invalid::unread("secret_access_key_file"));
         }
         Ok(Box::new(Sqs::new(self.clone())))
     }

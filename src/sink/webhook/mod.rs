@@ -55,6 +55,7 @@ use self::message::{Shape, parse_extra};
 use self::signature::Signer;
 use super::answered::Answered;
 use super::pace::Pace;
+use super::settings::{Either, check_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::tls::{self, Roots, Rules};
 
@@ -152,20 +153,13 @@ struct Address {
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        match (&self.url, &self.url_file) {
-            (Some(url), None) => drop(parse_url(url)?),
-            (None, Some(_)) => {}
-            (None, None) => {
-                let words = "is missing: give one, or url_file";
-                return Err(Invalid::new("url", words));
-            }
-            (Some(_), Some(_)) => {
-                return Err(Invalid::new("url_file", "and url exclude each other"));
-            }
-        }
-        if self.secret.is_some() && self.secret_file.is_some() {
-            return Err(Invalid::new("secret_file", "and secret exclude each other"));
-        }
+        let url = Either::url(&self.url, &self.url_file).one("give one, or url_file")?;
+        url.map(parse_url).transpose()?;
+        let secret = Either {
+            setting: ("secret", &self.secret),
+            file: ("secret_file", &self.secret_file),
+        };
+        secret.at_most_one()?;
         self.signer()?;
         self.shape()?;
         self.allowed()?;
@@ -181,14 +175,8 @@ impl Settings for Config {
                          format = \"cloudevents-structured\"";
             return Err(Invalid::new("batch", words));
         }
-        for (key, timeout) in [
-            ("connect_timeout", self.connect_timeout),
-            ("timeout", self.timeout),
-        ] {
-            if timeout.is_zero() {
-                return Err(Invalid::new(key, "must be longer than nothing"));
-            }
-        }
+        check_timeout("connect_timeout", self.connect_timeout)?;
+        check_timeout("timeout", self.timeout)?;
         match (&self.certificate_file, &self.key_file) {
             (Some(_), None) => Err(Invalid::new("certificate_file", "needs key_file, too")),
             (None, Some(_)) => Err(Invalid::new("key_file", "needs certificate_file, too")),
@@ -213,9 +201,7 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(url) = &self.url else {
-            return Err(Invalid::new("url_file", "has not been read"));
-        };
+        let url = self.url.as_ref().ok_or(Invalid::unread("url_file"))?;
         let address = parse_url(url)?;
         let tls = match address.is_tls {
             true => Some(self.tls(&address.host)?),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use async_nats::jetstream::{self, Context, stream};
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -153,11 +154,11 @@ impl Nats {
         });
     }
 
-    /// How much the stream holds, in bytes.
-    pub(crate) fn bytes(&self) -> i64 {
+    /// How many messages the stream holds.
+    pub(crate) fn count(&self) -> i64 {
         self.with(|context| async move {
             let stream = context.get_stream(STREAM).await.expect("a stream");
-            i64::try_from(stream.cached_info().state.bytes).expect("a length")
+            i64::try_from(stream.cached_info().state.messages).expect("a count")
         })
     }
 
@@ -168,11 +169,11 @@ impl Nats {
         });
     }
 
-    /// Drops the messages of the stream.
-    pub(crate) fn purge(&self) {
+    /// Drops the messages of a subject of the stream; `>` is all of them.
+    pub(crate) fn purge(&self, subject: &'static str) {
         self.with(|context| async move {
             let stream = context.get_stream(STREAM).await.expect("a stream");
-            stream.purge().await.expect("a purge");
+            stream.purge().filter(subject).await.expect("a purge");
         });
     }
 
@@ -233,6 +234,27 @@ impl Nats {
             }
             count
         })
+    }
+
+    /// Publishes until the stream has no room for more messages. None made room for others.
+    pub(crate) fn fill(&self, subject: &'static str) {
+        self.with(|context| async move {
+            let mut refused = None;
+            while refused.is_none() {
+                let mut sent = Vec::new();
+                for _ in 0..1_000 {
+                    sent.push(context.publish(subject, Bytes::new()).await.expect("sent"));
+                }
+                for answer in sent {
+                    refused = answer.await.err().or(refused);
+                }
+            }
+            let refused = refused.map(|it| it.to_string()).unwrap_or_default();
+            assert!(refused.contains("maximum messages exceeded"), "{refused}");
+            let stream = context.get_stream(STREAM).await.expect("a stream");
+            let first = stream.cached_info().state.first_sequence;
+            assert_eq!(first, 1, "the first messages of the stream are gone");
+        });
     }
 
     /// Other settings, which the server takes without a restart.
@@ -334,8 +356,8 @@ async fn read(context: &Context, first: u64) -> Vec<Stored> {
     all.expect("its messages")
 }
 
-/// The messages of a stream whose state has just been asked for, from this place on, and not many more than `most`; `None`
-/// when the server goes away.
+/// The messages of a stream whose state has just been asked for, from this place on, and not many more than `most`: up to
+/// the first that was lost on the way, when a connection breaks. `None` when the server goes away.
 pub(super) async fn try_to_read(
     stream: &stream::Stream,
     first: u64,
@@ -366,7 +388,11 @@ pub(super) async fn try_to_read(
         let before = found.len();
         while let Some(message) = batch.next().await {
             let message = message.ok()?;
-            let sequence = message.info().ok()?.stream_sequence;
+            let info = message.info().ok()?;
+            if info.consumer_sequence != found.len() as u64 + 1 {
+                return Some(found);
+            }
+            let sequence = info.stream_sequence;
             let message = message.split().0;
             found.push(Stored {
                 sequence,

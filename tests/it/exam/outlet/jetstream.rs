@@ -13,8 +13,12 @@ use crate::support::nats_reader::Reader;
 /// Who the daemon logs in as.
 const USER: &str = "exam";
 
-/// Room that is left in a stream that fills up, in bytes.
-const LEFT: i64 = 500_000;
+/// Messages that a stream has room for when it begins to fill up: more than come until its limit counts. A limit below what it
+/// has by then would let the server make room by dropping the oldest. Not bytes: servers before 2.10.5 drop the oldest when
+/// they meet `max_bytes`, also with `discard = new`.
+const LEFT: i64 = 50_000;
+/// What it is filled with, by the harness.
+const FILLER: &str = "tasks.filler";
 
 /// A server of its own, with its stream.
 pub(super) struct OnJetStream {
@@ -66,7 +70,7 @@ impl Place for OnJetStream {
     fn read(&mut self, _: &Exam, found: &mut Found) {
         let messages = self.reader.messages_from(self.read);
         self.read += messages.len();
-        for it in &messages {
+        for it in messages.iter().filter(|it| it.subject != FILLER) {
             let header = |name| it.header(name).expect("a header of ours");
             found.add(
                 &it.id(),
@@ -99,17 +103,19 @@ impl Place for OnJetStream {
     }
 
     fn fill(&mut self, _: &Exam) {
-        // Not below what it has by then: the server would make room by dropping the oldest.
-        let bytes = self.server.bytes() + LEFT;
-        self.server.change_stream(|config| config.max_bytes = bytes);
+        let most = self.server.count() + LEFT;
+        self.server
+            .change_stream(|config| config.max_messages = most);
+        self.server.fill(FILLER);
     }
 
     fn make_room(&mut self, _: &Exam) {
-        self.server.change_stream(|config| config.max_bytes = -1);
+        self.server.change_stream(|config| config.max_messages = -1);
+        self.server.purge(FILLER);
     }
 
     fn vanish(&mut self, _: &Exam) {
-        assert_eq!(self.server.bytes(), 0, "what is in it would be lost");
+        assert_eq!(self.server.count(), 0, "what is in it would be lost");
         self.server.delete_stream();
     }
 
