@@ -2,8 +2,8 @@
 //!
 //! - **Delivered** means: a script in Redis has added the jobs as BullMQ's own script does it (the job's hash, the queue's list or
 //!   priorities, its marker and events), and its answer has come.
-//! - **A batch is applied whole or not at all** on one server; in a cluster, what is in one slot. What is unfit is rejected
-//!   before, and is not part of it.
+//! - **A batch goes in parts**, each applied only where the one before was, as in [`crate::sink::redis`]; in a cluster, what is in
+//!   one slot. What is unfit is rejected, and is in none of them.
 //! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has: the engine is that of
 //!   [`crate::sink::redis`], and its marks are noted in the same script. And a job whose id is still there, be it done or failed, is
 //!   not added again, as for every producer. So a dead task that comes back from the hold needs `removeOnFail`, or a look at the job.

@@ -3,7 +3,8 @@
 //!
 //! - **Delivered** means: a script in Redis has added the messages, each in the queue's hash (`<namespace>:<queue>.msgs`) and
 //!   with its id in the queue's list, as Dramatiq's own script does it; and its answer has come.
-//! - **A batch is applied whole or not at all.** What is unfit is rejected before, and is not part of it.
+//! - **A batch goes in parts**, each applied only where the one before was, as in [`crate::sink::redis`]. What is unfit is rejected,
+//!   and is in none of them.
 //! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has: the engine is that of
 //!   [`crate::sink::redis`], and its marks are noted in the same script. A task has the same `message_id` whenever it is sent.
 //! - **Order**: tasks of one queue stay in the order of the batches. Several threads of workers, retries and delays break it

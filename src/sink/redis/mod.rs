@@ -2,8 +2,10 @@
 //!
 //! - **Delivered** means: a script in Redis has added the entry or message, and its answer has come. With `replicas`, so many
 //!   replicas have it, too.
-//! - **A batch is applied whole or not at all** on one server. In a cluster this holds for what is in one slot; tasks of one key
-//!   that go to several slots are sent one after the other.
+//! - **A batch goes in parts**: on one server some hundred tasks each, so that Redis has work while the next part is written; in a
+//!   cluster what is in one slot, and tasks of one key that go to several slots are sent one after the other. A part is a script: it
+//!   is applied whole, with the note of its tasks, or up to the task at which Redis stops it. One that was not applied as a whole
+//!   leaves no note by itself, and no later part of its batch is applied without the note of the one before (`parts.rs`).
 //! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has. Two things see to that.
 //!   1. *Marks*: the script that adds tasks also notes which they are, in a ledger beside the streams or lists (a hash;
 //!      [`crate::sink::marks`]). What is noted is not sent again. It notes what was added and nothing else, so a task that comes

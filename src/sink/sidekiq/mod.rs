@@ -2,7 +2,8 @@
 //!
 //! - **Delivered** means: a script in Redis has pushed the jobs to the lists of their queues (`queue:<name>`) and has put the
 //!   queues' names into `queues`, as Sidekiq's own client does it; and its answer has come.
-//! - **A batch is applied whole or not at all.** What is unfit is rejected before, and is not part of it.
+//! - **A batch goes in parts**, each applied only where the one before was, as in [`crate::sink::redis`]. What is unfit is rejected,
+//!   and is in none of them.
 //! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has: the engine is that of
 //!   [`crate::sink::redis`], and its marks are noted in the same script. A job has the same `jid` whenever it is sent.
 //! - **Order**: jobs of one queue stay in the order of the batches. Several threads of workers and retries break it beyond the
