@@ -17,6 +17,7 @@ test:
 exam:
 	scripts/apt-install.sh postgresql redis-server rabbitmq-server nats-server python3-venv libfaketime
 	scripts/python-env.sh
+	scripts/python-env.sh $${CARGO_TARGET_DIR:-target}/moto tests/fixtures/moto/requirements.txt
 	scripts/postgres-versions.sh
 	ROWS="$(ROWS)" SINKS="$(SINKS)" scripts/exam.sh
 

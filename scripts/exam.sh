@@ -3,8 +3,11 @@
 #
 #     scripts/exam.sh               all rows
 #     ROWS=1,4,11 scripts/exam.sh   some
-#     SINKS=nats,amqp scripts/exam.sh   rows over these sinks: amqp, celery, exec, nats, redis, stdout, webhook; or one of
-#                                   them more exactly: celery_rabbitmq, celery_redis, redis_list, redis_stream
+#     SINKS=nats,amqp scripts/exam.sh   rows over these sinks: amqp, bullmq, celery, dramatiq, exec, kafka, nats, redis (all
+#                                   that is in Redis under this name), sidekiq, sqs, stdout, webhook; or one of them more
+#                                   exactly: celery_rabbitmq, celery_redis, dramatiq_rabbitmq, dramatiq_redis, redis_list,
+#                                   redis_stream, sqs_fifo
+#     FEATURES= scripts/exam.sh     without kafka and sqs, which take a while to build: rows over them are skipped
 #     EXAM_SEED=7 scripts/exam.sh   with this seed; otherwise one is drawn, and every receipt has it
 #
 # Prints each receipt as it comes, and all of them as a table at the end. What a row has said is in target/exam/. Fails
@@ -17,8 +20,9 @@ mkdir -p "$out"
 receipts=$out/receipts
 : >"$receipts"
 
-cargo build --release --quiet
-tests=$(cargo test --no-run --profile harness --test it --message-format json |
+features=${FEATURES-kafka,sqs}
+cargo build --release --quiet --features "$features"
+tests=$(cargo test --no-run --profile harness --features "$features" --test it --message-format json |
     sed -n 's/.*"executable":"\([^"]*\/it-[^"]*\)".*/\1/p' | tail -n 1)
 # Copies, so that one can go on building meanwhile. Named failpoints are not in the release build.
 cp "$tests" "$out/tests"

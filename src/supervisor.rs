@@ -108,9 +108,8 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
         }
     });
 
-    let capacity = usize::try_from(plan.in_flight)
-        .unwrap_or(usize::MAX / 4)
-        .saturating_add(LANE_SLACK);
+    let in_flight = usize::try_from(plan.in_flight).unwrap_or(usize::MAX / 4);
+    let capacity = in_flight.saturating_add(LANE_SLACK);
     let mut lanes = JoinSet::new();
     let mut sinks = Vec::new();
     let mut index = 0;
@@ -135,6 +134,7 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
                 with_ids: plan.delete_by.is_some(),
                 outage_backoff: OUTAGE,
                 spill_after: planned.spill_after,
+                in_hands: in_flight,
                 inbox,
                 reports: reports.clone(),
                 strain: strained.clone(),

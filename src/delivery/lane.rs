@@ -62,6 +62,9 @@ pub struct Lane {
     pub outage_backoff: BackoffRange,
     /// How long the sink may be away before the lane spills.
     pub spill_after: Duration,
+    /// At most so many tasks are in the sink's hands: what may come twice, also of those that come from the hold, which
+    /// `limits.in_flight` does not count.
+    pub in_hands: usize,
     /// Tasks, in order, and news. The lane ends when it is closed and all is settled.
     pub inbox: mpsc::Receiver<Message>,
     /// Where the lane reports to.
@@ -132,7 +135,8 @@ impl Running {
             );
             self.spill();
             let limit = if away { TRIAL_TASKS } else { BATCH_TASKS };
-            let most = self.lane.sink.most().clamp(1, limit);
+            let limit = limit.min(self.lane.in_hands);
+            let most = self.lane.sink.most().min(limit).max(1);
             let batch = match self.may_try(most) {
                 true => self.queue.next_batch(at(), most, BATCH_BYTES),
                 false => Vec::new(),
@@ -237,6 +241,10 @@ impl Running {
     fn outcome(&mut self, passage: Passage, outcome: Outcome) {
         let cause = match &outcome {
             Outcome::Delivered => return self.queue.delivered(&passage.task, passage.origin),
+            Outcome::Unsent => {
+                self.queue.outcome(passage, outcome, at());
+                return;
+            }
             Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause) => {
                 cause.clone()
             }

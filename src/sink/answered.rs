@@ -31,7 +31,7 @@ impl Answered {
     }
 
     /// The lane has its answer.
-    pub(super) fn forget(&mut self, batch: &[Task]) {
+    pub(super) fn forget<'t>(&mut self, batch: impl IntoIterator<Item = &'t Task>) {
         if self.tasks.is_empty() {
             return;
         }

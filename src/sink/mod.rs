@@ -114,6 +114,8 @@ pub enum Outcome {
     RetryIn(Duration, Cause),
     /// It can never be delivered as it is.
     Reject(Cause),
+    /// Not tried: the batch would have lasted too long. It comes first the next time, and no attempt is counted.
+    Unsent,
 }
 
 /// The sink as a whole is away: connection, authentication, a blocked broker. No task of the batch is to blame, and
@@ -149,6 +151,8 @@ pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 /// - `Delivered` means that the broker has confirmed the task, not that it was written to a socket.
 /// - Within a batch and between batches, tasks of one key are applied in the order given; where one task of a key is
 ///   not delivered, no later task of this key in the batch is.
+/// - A sink that sends one task of a key at a time need not wait for the longest row of one key, while others could go: it
+///   leaves the rest of it `Unsent`. The first task of each key is tried, so that each batch gets on.
 /// - A task may be handed over again, with the same id: after `Retry`, after an outage, after a crash.
 /// - What would harm the receiver is rejected before anything of it is sent, and harms no neighbour in the batch.
 /// - A sink connects by itself when it is first used and after each outage; it bounds every wait by a timeout.

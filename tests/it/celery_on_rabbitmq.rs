@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::support::celery::{Project, Worker};
+use crate::support::handover::hand_over;
 use crate::support::rabbitmq::{RabbitMq, Vhost, is_installed};
 use crate::support::wait::{PATIENCE, until};
 
@@ -71,7 +72,7 @@ fn task(id: &str, fields: &[(Field, &str)]) -> Task {
 }
 
 async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) {
-    let outcomes = sink.deliver(tasks).await.expect("no outage");
+    let outcomes = hand_over(sink, tasks).await.expect("no outage");
     assert!(
         outcomes
             .iter()

@@ -6,6 +6,7 @@ use aftercommit::sink::celery::Config;
 use aftercommit::sink::{Outcome, Settings as _, Sink};
 use serde_json::{Value, json};
 
+use crate::support::handover::hand_over;
 use crate::support::rabbitmq::{RabbitMq, id, is_installed};
 
 fn task(id: &str, fields: &[(Field, &str)]) -> Task {
@@ -25,7 +26,7 @@ fn open(url: &str) -> Box<dyn Sink> {
 }
 
 async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {
-    sink.deliver(tasks).await.expect("no outage")
+    hand_over(sink, tasks).await.expect("no outage")
 }
 
 #[tokio::test]

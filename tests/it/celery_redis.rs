@@ -51,6 +51,7 @@ fn words(outcome: &Outcome) -> String {
         Outcome::Retry(cause) => format!("retry: {cause}"),
         Outcome::RetryIn(after, cause) => format!("retry in {after:?}: {cause}"),
         Outcome::Reject(cause) => format!("reject: {cause}"),
+        Outcome::Unsent => "unsent".to_owned(),
     }
 }
 

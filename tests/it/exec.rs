@@ -80,6 +80,7 @@ async fn one(sink: &mut Box<dyn Sink>) -> Result<Outcome, Outage> {
 fn words(outcome: &Result<Outcome, Outage>) -> String {
     match outcome {
         Ok(Outcome::Delivered) => String::new(),
+        Ok(Outcome::Unsent) => "unsent".to_owned(),
         Ok(Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause)) => {
             cause.to_string()
         }

@@ -59,6 +59,7 @@ fn words(outcome: &Outcome) -> String {
         Outcome::Delivered => "delivered".to_owned(),
         Outcome::Retry(cause) | Outcome::RetryIn(_, cause) => format!("retry: {cause}"),
         Outcome::Reject(cause) => format!("reject: {cause}"),
+        Outcome::Unsent => "unsent".to_owned(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod amqp;
 mod amqp_daemon;
 mod amqp_faults;
+mod amqp_reconnect;
 mod celery_messages;
 mod celery_messages_amqp;
 mod celery_on_rabbitmq;

@@ -223,6 +223,7 @@ async fn several_tasks_in_an_array() {
             Outcome::Delivered => "delivered",
             Outcome::Reject(_) => "rejected",
             Outcome::Retry(_) | Outcome::RetryIn(..) => "behind",
+            Outcome::Unsent => "unsent",
         })
         .collect();
     let expected = ["delivered"; 3]

@@ -69,23 +69,36 @@ impl LaneQueue {
                 let attempts = self.attempts(&passage) + 1;
                 return self.give_up(passage, attempts, cause.to_string());
             }
+            Outcome::Unsent => return self.unsent(passage),
         };
         match self.fates.get(&Order::of(&passage.task)) {
             None => self.failed(passage, cause, after, at),
-            Some(Fate::Gone) => {
-                self.again.push(passage);
-                Verdict::Behind
-            }
-            Some(Fate::Held) => {
-                self.set_aside(passage, 0, Duration::ZERO, None);
-                Verdict::Behind
-            }
-            Some(Fate::Waits) => {
+            Some(fate) => self.follow(passage, *fate),
+        }
+    }
+
+    /// There was no time for a task. Before it, all of its key was delivered, or what has become of that is known.
+    fn unsent(&mut self, mut passage: Passage) -> Verdict {
+        // It may stay for long, while others come and go.
+        passage.task.detach();
+        let fate = match self.fates.is_empty() {
+            true => None,
+            false => self.fates.get(&Order::of(&passage.task)).copied(),
+        };
+        self.follow(passage, fate.unwrap_or(Fate::Gone))
+    }
+
+    /// A task follows those of its key before it.
+    fn follow(&mut self, passage: Passage, fate: Fate) -> Verdict {
+        match fate {
+            Fate::Gone => self.again.push(passage),
+            Fate::Held => self.set_aside(passage, 0, Duration::ZERO, None),
+            Fate::Waits => {
                 let order = Order::of(&passage.task);
                 self.wait(order, passage);
-                Verdict::Behind
             }
         }
+        Verdict::Behind
     }
 
     /// The first task of its key in the batch has failed.

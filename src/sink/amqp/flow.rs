@@ -4,6 +4,9 @@
 //! confirmed, and not at all when it is not. A message may come back, or be refused, long after later ones were published,
 //! and a queue that was full for one task has room for the next: with more than one of a key under way, a later one could
 //! be delivered where an earlier one was not.
+//!
+//! A batch so lasts as long as its longest row of one key takes, and whatever else is there would wait for it. It is cut
+//! short instead: from then on what is under way is waited for, and no next one of a key follows.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -19,6 +22,8 @@ pub(super) struct Flow {
     under_way: VecDeque<Sent>,
     /// Tasks without an outcome.
     open: usize,
+    /// None follows any more.
+    cut_short: bool,
 }
 
 struct Sent {
@@ -47,7 +52,13 @@ impl Flow {
             ready,
             under_way: VecDeque::new(),
             open: tasks.len(),
+            cut_short: false,
         }
+    }
+
+    /// From now on the next task of a key does not follow when one is delivered: it is left unsent, with all behind it.
+    pub(super) fn cut_short(&mut self) {
+        self.cut_short = true;
     }
 
     /// The task that is to be published next, if one may be now.
@@ -135,6 +146,14 @@ impl Flow {
         self.open == 0
     }
 
+    /// Tasks that were delivered so far, or have failed.
+    pub(super) fn tried(&self) -> impl Iterator<Item = usize> {
+        let outcomes = self.outcomes.iter().enumerate();
+        let tried =
+            outcomes.filter(|(_, outcome)| !matches!(outcome, None | Some(Outcome::Unsent)));
+        tried.map(|(task, _)| task)
+    }
+
     /// Tasks that were delivered so far.
     pub(super) fn delivered(&self) -> impl Iterator<Item = usize> {
         let outcomes = self.outcomes.iter().enumerate();
@@ -155,13 +174,17 @@ impl Flow {
         let mut next = self.successors.get(task).copied().flatten();
         let delivered = outcome == Outcome::Delivered;
         self.put(task, outcome);
-        if delivered {
+        if delivered && !self.cut_short {
             self.ready.extend(next);
             return;
         }
+        let words = "an earlier task of its key was not delivered";
+        let behind = match delivered {
+            true => Outcome::Unsent,
+            false => Outcome::Retry(Cause::new(words)),
+        };
         while let Some(task) = next {
-            let words = "an earlier task of its key was not delivered";
-            self.put(task, Outcome::Retry(Cause::new(words)));
+            self.put(task, behind.clone());
             next = self.successors.get(task).copied().flatten();
         }
     }
@@ -232,6 +255,27 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_that_is_cut_short_waits_for_what_is_under_way() {
+        let tasks = tasks(&[Some(1), Some(1), Some(1), Some(2), Some(2), None]);
+        let mut flow = Flow::new(&tasks);
+        flow.published(1);
+        flow.answered(1, false, &Outcome::Delivered);
+        flow.published(2);
+        flow.cut_short();
+        // Those that wait for none of their key.
+        flow.published(3);
+        assert_eq!(flow.next(), Some(1));
+        flow.published(4);
+        assert_eq!(flow.next(), None);
+        flow.answered(4, true, &Outcome::Delivered);
+        assert!(flow.is_done());
+        assert_eq!(flow.tried().collect::<Vec<_>>(), [0, 1, 3, 5]);
+        let outcomes = flow.into_outcomes();
+        assert_eq!(outcomes[2], Outcome::Unsent);
+        assert_eq!(outcomes[4], Outcome::Unsent);
+    }
+
+    #[test]
     fn a_channel_that_is_gone_gives_back_what_was_not_answered() {
         let tasks = tasks(&[None, None, None, None]);
         let mut flow = Flow::new(&tasks);
@@ -256,13 +300,19 @@ mod tests {
             keys in prop::collection::vec(prop::option::weighted(0.8, 0u8..4), 0..40),
             fates in prop::collection::vec(0u8..8, 40),
             order in any::<u64>(),
+            lasts in 0usize..80,
         ) {
             let tasks = tasks(&keys);
             let mut flow = Flow::new(&tasks);
             let mut random = fastrand::Rng::with_seed(order);
             let (mut tag, mut open, mut applied) = (0, Vec::new(), Vec::new());
             let mut failed = HashSet::new();
+            let mut steps = 0;
             while !flow.is_done() {
+                steps += 1;
+                if steps > lasts {
+                    flow.cut_short();
+                }
                 let may = flow.next();
                 if let Some(task) = may.filter(|_| random.bool()) {
                     let key = keys[task];
@@ -304,7 +354,16 @@ mod tests {
                 }
                 prop_assert_eq!(flow.is_quiet(), open.is_empty());
             }
+            let tried: Vec<usize> = flow.tried().collect();
             let outcomes = flow.into_outcomes();
+            for (task, key) in keys.iter().enumerate() {
+                let is_sent = outcomes[task] != Outcome::Unsent;
+                prop_assert_eq!(tried.contains(&task), is_sent);
+                let before: Vec<usize> = (0..task).filter(|other| keys[*other] == *key).collect();
+                let is_first = key.is_none() || before.is_empty();
+                prop_assert!(is_sent || steps > lasts && !is_first, "left too early");
+                prop_assert!(is_sent || !failed.contains(key), "what has failed is told");
+            }
             let mut delivered: Vec<usize> = (0..tasks.len())
                 .filter(|task| outcomes[*task] == Outcome::Delivered)
                 .collect();

@@ -1,4 +1,8 @@
 //! How a connection is opened: TCP, TLS, the login, the limits, the virtual host, and a channel that confirms.
+//!
+//! A broker reads what a client says in the order in which it was said, and ignores what comes behind something that it
+//! refuses; so nothing is waited for that is not needed to go on. The first time that are the ways to log in and the limits:
+//! three round trips. Of a broker that is known, both are known, and all is said at once.
 
 use std::io;
 use std::sync::Arc;
@@ -17,17 +21,52 @@ use super::url::Address;
 /// A server that allows less than this is not RabbitMQ, and headers have no room in it (specification, chapter 4.2.3).
 const LEAST_FRAME: u32 = 4096;
 
+/// What a broker and we have agreed on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Bytes of a frame.
+    frame_max: u32,
+    /// Seconds; 0 for none.
+    heartbeat: u16,
+}
+
+impl Limits {
+    /// What we make of a broker's limits.
+    fn agreed(frame_max: u32, theirs: u16, ours: Option<u16>) -> Result<Limits, Trouble> {
+        let frame_max = match frame_max {
+            0 => FRAME_MAX,
+            LEAST_FRAME.. => frame_max.min(FRAME_MAX),
+            _ => return Err(Trouble::NotAmqp),
+        };
+        let heartbeat = match (ours, theirs) {
+            (Some(ours), 0) => ours,
+            (Some(ours), theirs) => ours.min(theirs),
+            (None, theirs) => theirs,
+        };
+        Ok(Limits {
+            frame_max,
+            heartbeat,
+        })
+    }
+}
+
 impl Link {
-    /// Connects, logs in, and opens a channel whose messages are confirmed.
+    /// Connects, logs in, and opens a channel whose messages are confirmed. `known`: what was agreed on with this broker the
+    /// last time. Should it allow less by now, it closes the connection: then nothing is known.
     ///
     /// # Errors
     /// Why that is not possible.
     pub(super) async fn open(
         address: &Address,
         tls: Option<&Arc<ClientConfig>>,
-    ) -> Result<Link, Trouble> {
+        known: Option<Limits>,
+    ) -> Result<(Link, Limits), Trouble> {
         let stream = connect(address, tls).await.map_err(Trouble::Unreachable)?;
         let mut link = Link::new(stream);
+        if let Some(limits) = known {
+            link.log_in(address);
+            link.go_on(limits, &address.vhost);
+        }
         let Method::Start {
             properties,
             mechanisms,
@@ -38,15 +77,12 @@ impl Link {
         let version = property(&properties, "version").unwrap_or_default();
         let product = property(&properties, "product").unwrap_or("AMQP broker".to_owned());
         link.server = format!("{product} {version}").chars().take(64).collect();
-        let offered = |wanted: &str| mechanisms.split(' ').any(|mechanism| mechanism == wanted);
-        match &address.login {
-            Some(login) if offered("PLAIN") => {
-                let password = login.password.expose_secret();
-                let response = ["", &login.user, password].join("\0");
-                method::start_ok(&mut link.output, "PLAIN", response.as_bytes());
+        if known.is_none() {
+            let wanted = mechanism(address);
+            if !mechanisms.split(' ').any(|offered| offered == wanted) {
+                return Err(Trouble::NoMechanism(mechanisms));
             }
-            None if offered("EXTERNAL") => method::start_ok(&mut link.output, "EXTERNAL", b""),
-            _ => return Err(Trouble::NoMechanism(mechanisms)),
+            link.log_in(address);
         }
         let Method::Tune {
             frame_max,
@@ -55,44 +91,65 @@ impl Link {
         else {
             return Err(Trouble::NotAmqp);
         };
-        let frame_max = match frame_max {
-            0 => FRAME_MAX,
-            LEAST_FRAME.. => frame_max.min(FRAME_MAX),
-            _ => return Err(Trouble::NotAmqp),
+        let limits = match known {
+            Some(limits) => limits,
+            None => {
+                let limits = Limits::agreed(frame_max, heartbeat, address.heartbeat)?;
+                link.go_on(limits, &address.vhost);
+                limits
+            }
         };
-        let heartbeat = match (address.heartbeat, heartbeat) {
-            (Some(ours), 0) => ours,
-            (Some(ours), theirs) => ours.min(theirs),
-            (None, theirs) => theirs,
-        };
-        link.frame_max = frame_max as usize;
-        link.set_heartbeat(Duration::from_secs(heartbeat.into()));
-        method::tune_ok(&mut link.output, frame_max, heartbeat);
-        method::open(&mut link.output, &address.vhost);
-        match link.said().await? {
-            Method::ConnectionOpen => link.open_channel().await?,
-            _ => return Err(Trouble::NotAmqp),
+        if link.said().await? != Method::ConnectionOpen {
+            return Err(Trouble::NotAmqp);
         }
-        Ok(link)
+        link.channel_opens().await?;
+        Ok((link, limits))
     }
 
-    /// Opens the next channel: the first one, or one in the place of that which the broker has closed.
+    /// Says who we are.
+    fn log_in(&mut self, address: &Address) {
+        let response = match &address.login {
+            Some(login) => ["", &login.user, login.password.expose_secret()].join("\0"),
+            None => String::new(),
+        };
+        method::start_ok(&mut self.output, mechanism(address), response.as_bytes());
+    }
+
+    /// Says all that follows the login.
+    fn go_on(&mut self, limits: Limits, vhost: &str) {
+        let Limits {
+            frame_max,
+            heartbeat,
+        } = limits;
+        self.frame_max = frame_max as usize;
+        self.set_heartbeat(Duration::from_secs(heartbeat.into()));
+        method::tune_ok(&mut self.output, frame_max, heartbeat);
+        method::open(&mut self.output, vhost);
+        self.ask_for_channel();
+    }
+
+    /// Opens the next channel, in the place of one which the broker has closed.
     pub(super) async fn open_channel(&mut self) -> Result<(), Trouble> {
-        self.next_channel();
+        self.ask_for_channel();
+        self.channel_opens().await
+    }
+
+    /// Asks for the next channel, whose messages are confirmed.
+    fn ask_for_channel(&mut self) {
+        self.channel = 3 - self.channel.clamp(1, 2);
+        method::open_channel(&mut self.output, self.channel);
         method::confirm_select(&mut self.output, self.channel);
         self.tag = 0;
+    }
+
+    /// Waits for the channel that was asked for.
+    async fn channel_opens(&mut self) -> Result<(), Trouble> {
         for expected in [Method::ChannelOpen, Method::Confirming] {
             if self.said().await? != expected {
                 return Err(Trouble::NotAmqp);
             }
         }
         Ok(())
-    }
-
-    /// Asks for a channel.
-    pub(super) fn next_channel(&mut self) {
-        self.channel = 3 - self.channel.clamp(1, 2);
-        method::open_channel(&mut self.output, self.channel);
     }
 
     /// Waits for what the broker says to the last question.
@@ -110,6 +167,14 @@ impl Link {
                 Event::Said(said) => return Ok(said),
             }
         }
+    }
+}
+
+/// How we log in.
+fn mechanism(address: &Address) -> &'static str {
+    match address.login {
+        Some(_) => "PLAIN",
+        None => "EXTERNAL",
     }
 }
 

@@ -13,7 +13,8 @@ use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
 
 use super::flow::Flow;
-use super::link::{Event, Link};
+use super::link::{Event, Link, Trouble};
+use super::login::Limits;
 use super::method::{self, Method, Refusal};
 use super::outcome::{blocked, nacked, outage, refused};
 use super::rest::Resting;
@@ -58,6 +59,9 @@ const LARGE: usize = 8 << 20;
 const REFUSAL_FRESH: Duration = Duration::from_secs(1);
 /// How long messages go one by one after the broker has closed a channel without saying by which of them.
 const CAREFUL: Duration = Duration::from_secs(10);
+/// After so long a batch is cut short. Long beside the time in which a broker nearby confirms, so that many of one key go
+/// in a batch there; short beside what a task of another key may have to wait.
+const CUT_SHORT: Duration = Duration::from_millis(100);
 /// Names that are remembered.
 const EXCHANGES_KNOWN: usize = 1000;
 
@@ -67,6 +71,8 @@ pub(in crate::sink) struct Publisher {
     tls: Option<Arc<ClientConfig>>,
     /// No answer for so long, and the broker counts as away.
     timeout: Duration,
+    /// What was agreed on with the broker the last time.
+    limits: Option<Limits>,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
     resting: Option<Resting>,
     /// A channel was closed without saying by which message: one by one until then.
@@ -87,6 +93,7 @@ impl Publisher {
             address,
             tls,
             timeout,
+            limits: None,
             resting: None,
             careful_until: None,
             refused: HashMap::new(),
@@ -121,6 +128,7 @@ impl Publisher {
             flow: Flow::new(tasks),
             alone: None,
             written: 0,
+            since: Instant::now(),
         };
         let done = run.all(&mut link, self).await;
         // A connection that is blocked is kept: a new one would take a message, and be blocked as well.
@@ -128,7 +136,10 @@ impl Publisher {
             self.let_rest(link);
         }
         match done {
-            Ok(()) => self.answered.forget(tasks),
+            Ok(()) => {
+                let tried = run.flow.tried().filter_map(|task| tasks.get(task));
+                self.answered.forget(tried);
+            }
             Err(_) => {
                 let confirmed = run.flow.delivered().filter_map(|task| tasks.get(task));
                 confirmed.for_each(|task| self.answered.insert(task));
@@ -143,9 +154,20 @@ impl Publisher {
         {
             return Ok(link);
         }
-        let open = Link::open(&self.address, self.tls.as_ref());
+        // Gone when it does not work: then step by step.
+        let known = self.limits.take();
+        let open = Link::open(&self.address, self.tls.as_ref(), known);
         match timeout(self.timeout, open).await {
-            Ok(opened) => opened.map_err(|trouble| outage(trouble, &self.address)),
+            Ok(Ok((link, limits))) => {
+                self.limits = Some(limits);
+                Ok(link)
+            }
+            Ok(Err(trouble)) => {
+                if let Trouble::Unreachable(_) = trouble {
+                    self.limits = known;
+                }
+                Err(outage(trouble, &self.address))
+            }
             Err(_) => Err(self.late()),
         }
     }
@@ -180,6 +202,7 @@ struct Run<'b, L> {
     alone: Option<String>,
     /// The tag up to which all is written.
     written: u64,
+    since: Instant,
 }
 
 impl<L: Letters> Run<'_, L> {
@@ -195,6 +218,10 @@ impl<L: Letters> Run<'_, L> {
                 Ok(event) => event.map_err(|trouble| outage(trouble, &publisher.address))?,
                 Err(_) => return Err(publisher.late()),
             };
+            // Before a confirm that was long under way makes way for the next one.
+            if self.since.elapsed() >= CUT_SHORT {
+                self.flow.cut_short();
+            }
             match event {
                 Event::Said(Method::Ack { tag, multiple }) => {
                     self.answered(link, tag, multiple, &Outcome::Delivered);

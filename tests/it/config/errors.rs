@@ -364,10 +364,12 @@ error: `gate.timeout`: this value is not a duration
 
 /// The types of sinks that this build has.
 fn types() -> String {
-    let is_there = |kind: &&str| match *kind {
-        "kafka" => cfg!(feature = "kafka"),
-        "sqs" => cfg!(feature = "sqs"),
-        _ => true,
+    let is_there = |kind: &&str| {
+        let is_built = [
+            ("kafka", cfg!(feature = "kafka")),
+            ("sqs", cfg!(feature = "sqs")),
+        ];
+        !is_built.contains(&(*kind, false))
     };
     let kinds = FEATURES.iter().copied().filter(is_there);
     kinds.collect::<Vec<_>>().join(", ")

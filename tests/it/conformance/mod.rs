@@ -7,6 +7,8 @@ use aftercommit::outbox::{Field, Position, Task};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::{Outage, Outcome, Sight, Sink};
 
+use crate::support::handover::hand_over;
+
 type Fields = &'static [(Field, &'static str)];
 
 /// A sink, the place behind it, and what makes it refuse.
@@ -59,9 +61,7 @@ fn ids(tasks: &[Task]) -> Vec<String> {
 }
 
 async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {
-    let outcomes = sink.deliver(tasks).await.expect("the place is there");
-    assert_eq!(outcomes.len(), tasks.len(), "one outcome per task");
-    outcomes
+    hand_over(sink, tasks).await.expect("the place is there")
 }
 
 fn all_delivered(outcomes: &[Outcome]) -> bool {

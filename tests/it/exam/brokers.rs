@@ -33,6 +33,13 @@ over! {"8", "the broker hangs for 90 s, load goes on", hangs;
     row_08_redis_list: RedisList, InFull;
     row_08_nats: JetStream, InFull;
     row_08_webhook: Webhook, InFull;
+    row_08_sidekiq: Sidekiq, InFull;
+    row_08_dramatiq_redis: DramatiqRedis, InFull;
+    row_08_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_08_bullmq: BullMq, InFull;
+    row_08_kafka: Kafka, InFull;
+    row_08_sqs: Sqs, InFull;
+    row_08_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn hangs(sheet: Sheet, outlet: Outlet) {
@@ -132,13 +139,19 @@ over! {"11", "the broker is away while 120,000 rows arrive", away;
     row_11_redis_list: RedisList, InFull;
     row_11_nats: JetStream, InFull;
     row_11_webhook: Webhook, InFull;
+    row_11_sidekiq: Sidekiq, InFull;
+    row_11_dramatiq_redis: DramatiqRedis, InFull;
+    row_11_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_11_bullmq: BullMq, InFull;
+    row_11_kafka: Kafka, InFull;
+    row_11_sqs: Sqs, InFull;
 }
 
 async fn away(sheet: Sheet, outlet: Outlet) {
     const AT_ONCE: usize = 100;
-    let rows: usize = by_profile(8_000, 120_000);
+    let rows = outlet.gently(by_profile(8_000, 120_000));
     // A debug build beside other tests does less.
-    let least: usize = by_profile(500, 5_000);
+    let least = outlet.gently(by_profile(500, 5_000));
     let mut trial = Trial::new(&sheet, outlet);
     let proxy = Proxy::start(trial.broker_port());
     let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
@@ -175,7 +188,7 @@ async fn away(sheet: Sheet, outlet: Outlet) {
 
     proxy.pass();
     let back = Instant::now();
-    let load = trial.exam.load(1, Duration::from_millis(200));
+    let load = trial.light_load(Duration::from_millis(200));
     trial.recovery(back, BROKER_BACK).await;
     let first = Instant::now();
     let from = trial.different().await;
@@ -197,6 +210,13 @@ over! {"10", "kill -9 of a durable broker", kills;
     row_10_nats: JetStream, Always;
     row_10_webhook: Webhook, Always;
     row_10_exec: Exec, Always;
+    row_10_sidekiq: Sidekiq, InFull;
+    row_10_dramatiq_redis: DramatiqRedis, InFull;
+    row_10_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_10_bullmq: BullMq, InFull;
+    row_10_kafka: Kafka, InFull;
+    row_10_sqs: Sqs, InFull;
+    row_10_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn kills(sheet: Sheet, outlet: Outlet) {
@@ -233,6 +253,13 @@ over! {"13", "the broker applies, its answer is lost", lost_answers;
     row_13_redis_list: RedisList, InFull;
     row_13_nats: JetStream, Always;
     row_13_webhook: Webhook, Always;
+    row_13_sidekiq: Sidekiq, Always;
+    row_13_dramatiq_redis: DramatiqRedis, Always;
+    row_13_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_13_bullmq: BullMq, Always;
+    row_13_kafka: Kafka, Always;
+    row_13_sqs: Sqs, InFull;
+    row_13_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn lost_answers(sheet: Sheet, outlet: Outlet) {
@@ -247,13 +274,13 @@ async fn lost_answers(sheet: Sheet, outlet: Outlet) {
     for _ in 0..rounds {
         // About nine batches are answered.
         let before = trial.different().await;
-        trial.wait_for(before + 250).await;
+        trial.wait_for(before + outlet.gently(250)).await;
         // The answer to what was applied just before may be on its way.
         let before = trial.at(Instant::now() - Duration::from_millis(200));
         proxy.set(Way::Down, Fault::BlackHole);
         // The lane waits for an answer that will not come, and what is committed meanwhile waits behind it.
         let since = Instant::now();
-        while trial.exam.written().await.len() < trial.different().await + 100 {
+        while trial.exam.written().await.len() < trial.different().await + outlet.gently(100) {
             assert!(since.elapsed() < PATIENCE, "nothing waits");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

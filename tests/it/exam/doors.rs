@@ -28,6 +28,10 @@ over! {"25", "credentials that are wrong, rotated, revoked", credentials;
     row_25_redis_stream: RedisStream, InFull;
     row_25_nats: JetStream, Always;
     row_25_webhook: Webhook, Always;
+    row_25_sidekiq: Sidekiq, InFull;
+    row_25_dramatiq_redis: DramatiqRedis, InFull;
+    row_25_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_25_bullmq: BullMq, InFull;
 }
 
 /// Where the secret stands.
@@ -105,6 +109,10 @@ over! {"25", "a wrong authority, an expired certificate, no TLS where it is dema
     row_25_tls_redis_stream: RedisStream, Always;
     row_25_tls_nats: JetStream, Always;
     row_25_tls_webhook: Webhook, Always;
+    row_25_tls_sidekiq: Sidekiq, InFull;
+    row_25_tls_dramatiq_redis: DramatiqRedis, InFull;
+    row_25_tls_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_25_tls_bullmq: BullMq, InFull;
 }
 
 async fn tls(sheet: Sheet, outlet: Outlet) {
@@ -199,8 +207,10 @@ fn over_tls(outlet: Outlet, config: &str, authority: &Path) -> String {
         lines.collect::<String>()
     };
     match outlet {
-        Outlet::Redis | Outlet::RedisStream | Outlet::RedisList => with_query(config, "redis://"),
-        Outlet::CeleryRabbitMq | Outlet::Amqp => with_query(config, "amqp://"),
+        outlet if outlet.is_in_redis() => with_query(config, "redis://"),
+        Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::DramatiqRabbitMq => {
+            with_query(config, "amqp://")
+        }
         Outlet::JetStream => edited(
             &edited(config, "nats://", "tls://"),
             "stream =",
@@ -211,6 +221,6 @@ fn over_tls(outlet: Outlet, config: &str, authority: &Path) -> String {
             "concurrency =",
             &format!("ca_file = \"{authority}\"\nconcurrency ="),
         ),
-        Outlet::Exec | Outlet::Stdout => panic!("nothing to encrypt"),
+        _ => panic!("nothing to encrypt"),
     }
 }

@@ -14,6 +14,11 @@ over! {"15", "the broker has no room for messages", no_room;
     row_15_celery_rabbitmq: CeleryRabbitMq, Always;
     row_15_amqp: Amqp, InFull;
     row_15_nats: JetStream, Always;
+    row_15_sidekiq: Sidekiq, InFull;
+    row_15_dramatiq_redis: DramatiqRedis, InFull;
+    row_15_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_15_bullmq: BullMq, InFull;
+    row_15_kafka: Kafka, InFull;
 }
 
 async fn no_room(sheet: Sheet, outlet: Outlet) {
@@ -39,8 +44,10 @@ async fn no_room(sheet: Sheet, outlet: Outlet) {
     trial.conclude(life, duplicates).await;
 }
 
-over! {"15", "the stream is absent", absent;
+over! {"15", "what messages go to is absent", absent;
     row_15_absent_nats: JetStream, Always;
+    row_15_absent_kafka: Kafka, InFull;
+    row_15_absent_sqs: Sqs, InFull;
 }
 
 async fn absent(sheet: Sheet, outlet: Outlet) {
@@ -51,7 +58,7 @@ async fn absent(sheet: Sheet, outlet: Outlet) {
     let load = trial.load();
     be_calm(&mut trial, &life).await;
     let come = trial.different().await;
-    sheet.count("delivered to no stream", come, 0);
+    sheet.count("delivered to nowhere", come, 0);
     trial.place.appear(&trial.exam);
     trial.recovery(Instant::now(), BROKER_BACK).await;
     load.stop().await;

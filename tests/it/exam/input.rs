@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::outlet::over;
 use super::sheet::{Sheet, sit};
 use super::trial::{Trial, edited};
-use super::{Outlet, by_profile, is_full};
+use super::{MEMORY, Outlet, by_profile, is_full};
 use crate::support::exam::IN_FLIGHT;
 use crate::support::wait::{PATIENCE, eventually};
 
@@ -52,24 +52,43 @@ over! {"22", "a row of 100 MB; a row over the sink's limit", large_rows;
     row_22_amqp: Amqp, InFull;
     row_22_redis_stream: RedisStream, InFull;
     row_22_redis_list: RedisList, InFull;
-    row_22_nats: JetStream, InFull;
+    row_22_nats: JetStream, Always;
     row_22_webhook: Webhook, InFull;
     row_22_exec: Exec, InFull;
     row_22_stdout: Stdout, InFull;
+    row_22_sidekiq: Sidekiq, InFull;
+    row_22_dramatiq_redis: DramatiqRedis, InFull;
+    row_22_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_22_bullmq: BullMq, InFull;
+    row_22_kafka: Kafka, Always;
+    row_22_sqs: Sqs, Always;
+    row_22_sqs_fifo: SqsFifo, InFull;
 }
 
 /// A row that is over an outlet's limit, in bytes; and what is said of it.
+///
+/// The quick profile leaves limits of more than some MiB alone.
 fn over_the_limit(outlet: Outlet) -> Option<(u64, &'static str)> {
+    let large = |over| if is_full() { Some(over) } else { None };
     match outlet {
         // base64 makes it longer by a third.
-        Outlet::Redis => Some((420_000_000, "512 MiB")),
-        Outlet::RedisStream | Outlet::RedisList => Some((540_000_000, "512 MiB")),
+        Outlet::Redis => large((420_000_000, "512 MiB")),
+        Outlet::RedisStream
+        | Outlet::RedisList
+        | Outlet::Sidekiq
+        | Outlet::DramatiqRedis
+        | Outlet::BullMq => large((540_000_000, "512 MiB")),
         // RabbitMQ's default is 128 MiB.
-        Outlet::CeleryRabbitMq | Outlet::Amqp => Some((140_000_000, "max_message_size")),
+        Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::DramatiqRabbitMq => {
+            large((140_000_000, "max_message_size"))
+        }
         // NATS's is 1 MiB.
-        Outlet::JetStream => Some((100_000_000, "max_payload")),
+        Outlet::JetStream => Some((by_profile(2_000_000, 100_000_000), "max_payload")),
         // This receiver's.
-        Outlet::Webhook => Some((160_000_000, "413")),
+        Outlet::Webhook => large((160_000_000, "413")),
+        // librdkafka's default is 1,000,000 bytes.
+        Outlet::Kafka => Some((by_profile(2_000_000, 100_000_000), "message.max.bytes")),
+        Outlet::Sqs | Outlet::SqsFifo => Some((by_profile(1_100_000, 100_000_000), "1 MiB")),
         Outlet::Exec | Outlet::Stdout => None,
     }
 }
@@ -79,12 +98,14 @@ async fn large_rows(sheet: Sheet, outlet: Outlet) {
     const BUDGET: u64 = 64 << 20;
     let row: u64 = match outlet {
         // As large as it takes.
-        Outlet::JetStream => 1_000_000,
+        Outlet::JetStream | Outlet::Sqs | Outlet::SqsFifo => 1_000_000,
+        Outlet::Kafka => 950_000,
         _ => by_profile(20_000_000, 100_000_000),
     };
-    let over = over_the_limit(outlet).filter(|_| is_full());
+    let over = over_the_limit(outlet);
     let mut trial = Trial::new(&sheet, outlet);
-    trial.allow_memory(BUDGET + 3 * over.map_or(row, |(over, _)| over));
+    let allowed = BUDGET + 3 * over.map_or(row, |(over, _)| over);
+    trial.allow_memory(allowed.max(MEMORY));
     trial
         .exam
         .postgres
@@ -94,7 +115,7 @@ async fn large_rows(sheet: Sheet, outlet: Outlet) {
     let mut writer = trial.exam.writer(1).await;
     let large = |trial: &Trial, name: &str, size: u64| {
         trial.exam.postgres.psql(&format!(
-            "insert into aftercommit.outbox (task, args) values ('{name}', json_build_array(repeat('x', {size})))"
+            "insert into aftercommit.outbox (task, kwargs) values ('{name}', json_build_object('text', repeat('x', {size})))"
         ));
     };
     writer.insert(100).await.expect("rows");
@@ -207,6 +228,13 @@ over! {"23", "poison rows", poison;
     row_23_webhook: Webhook, InFull;
     row_23_exec: Exec, InFull;
     row_23_stdout: Stdout, InFull;
+    row_23_sidekiq: Sidekiq, InFull;
+    row_23_dramatiq_redis: DramatiqRedis, InFull;
+    row_23_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_23_bullmq: BullMq, InFull;
+    row_23_kafka: Kafka, InFull;
+    row_23_sqs: Sqs, InFull;
+    row_23_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn poison(sheet: Sheet, outlet: Outlet) {

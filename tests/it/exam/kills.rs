@@ -23,6 +23,13 @@ over! {"1", "kill -9 of the daemon at random moments", random_kills;
     row_01_webhook: Webhook, Always;
     row_01_exec: Exec, InFull;
     row_01_stdout: Stdout, Always;
+    row_01_sidekiq: Sidekiq, InFull;
+    row_01_dramatiq_redis: DramatiqRedis, InFull;
+    row_01_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_01_bullmq: BullMq, InFull;
+    row_01_kafka: Kafka, InFull;
+    row_01_sqs: Sqs, InFull;
+    row_01_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn random_kills(sheet: Sheet, outlet: Outlet) {
@@ -53,7 +60,7 @@ async fn random_kills(sheet: Sheet, outlet: Outlet) {
 }
 
 /// Points of `failpoint`, and how often each is passed at most before the daemon dies there.
-const POINTS: [(&str, u64); 6] = [
+const POINTS: [(&str, usize); 6] = [
     ("in-transaction", 2_000),
     ("acknowledged", 20),
     ("recorded", 10),
@@ -70,6 +77,13 @@ over! {"2", "kill -9 of the daemon at named points", named_points;
     row_02_redis_list: RedisList, InFull;
     row_02_nats: JetStream, InFull;
     row_02_webhook: Webhook, InFull;
+    row_02_sidekiq: Sidekiq, InFull;
+    row_02_dramatiq_redis: DramatiqRedis, InFull;
+    row_02_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
+    row_02_bullmq: BullMq, InFull;
+    row_02_kafka: Kafka, InFull;
+    row_02_sqs: Sqs, InFull;
+    row_02_sqs_fifo: SqsFifo, InFull;
 }
 
 async fn named_points(sheet: Sheet, outlet: Outlet) {
@@ -83,12 +97,13 @@ async fn named_points(sheet: Sheet, outlet: Outlet) {
     let config = trial.config_by(&trial.exam.postgres_url(), Some(proxy.port()));
     let load = trial.load();
     for (point, most) in POINTS {
+        let most = outlet.gently(most).max(1);
         let mut deaths = 0;
         for _ in 0..5 * rounds {
             if deaths == rounds {
                 break;
             }
-            let failpoint = format!("{point}:{}", random.u64(1..=most));
+            let failpoint = format!("{point}:{}", random.usize(1..=most));
             let born = Instant::now();
             let mut life = trial.start_with(&config, &[("AFTERCOMMIT_FAILPOINT", &failpoint)]);
             if point == "draining" {

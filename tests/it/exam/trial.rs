@@ -185,9 +185,18 @@ impl Trial {
         Life::watch(daemon, &self.sheet, self.memory)
     }
 
-    /// Writers on three connections, which keep a daemon busy at some 1,000 rows a second.
+    /// Writers on three connections, which keep a daemon busy at some 1,000 rows a second; or one, for a small part of it.
     pub(super) fn load(&self) -> Load {
-        self.exam.load(3, Duration::from_millis(120))
+        match self.outlet.gently(10) {
+            10 => self.exam.load(3, Duration::from_millis(120)),
+            _ => self.light_load(Duration::from_millis(200)),
+        }
+    }
+
+    /// A writer with so long a pause between transactions, at most; ten times as long where the outlet is slow.
+    pub(super) fn light_load(&self, pause: Duration) -> Load {
+        let pause = pause * 10 / self.outlet.gently(10) as u32;
+        self.exam.load(1, pause)
     }
 
     /// These have been delivered too, elsewhere; in the order of a list of Redis, the last one first.

@@ -1,4 +1,4 @@
-//! Row 16: RabbitMQ confirms what it has no queue for, and drops it.
+//! Row 16: RabbitMQ confirms what it has no queue for, and drops it. Kafka and SQS refuse what has no topic or queue.
 
 use std::collections::HashSet;
 
@@ -10,13 +10,17 @@ use super::{Outlet, by_profile};
 over! {"16", "one message in ten is unroutable, pipelined", lost_mail;
     row_16_amqp: Amqp, Always;
     row_16_celery_rabbitmq: CeleryRabbitMq, Always;
+    row_16_dramatiq_rabbitmq: DramatiqRabbitMq, Always;
+    row_16_kafka: Kafka, InFull;
+    row_16_sqs: Sqs, InFull;
+    row_16_sqs_fifo: SqsFifo, InFull;
 }
 
 /// Which of them.
 const LOST: &str = "hashtext(id::text) % 10 = 0";
 
 async fn lost_mail(sheet: Sheet, outlet: Outlet) {
-    let rows = by_profile(2_000, 30_000);
+    let rows = outlet.gently(by_profile(2_000, 30_000));
     let mut trial = Trial::new(&sheet, outlet);
     trial.exam.postgres.psql(&format!(
         "create function exam.lose() returns trigger language plpgsql as

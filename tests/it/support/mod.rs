@@ -11,6 +11,7 @@ pub(crate) mod celery;
 pub(crate) mod daemon;
 pub(crate) mod disk;
 pub(crate) mod exam;
+pub(crate) mod handover;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 #[cfg(feature = "sqs")]

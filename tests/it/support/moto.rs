@@ -17,9 +17,11 @@ use super::wait::{PATIENCE, within};
 
 /// A private server, stopped when the tests are over.
 pub(crate) struct Moto {
-    _process: Process,
+    process: Process,
     _directory: TempDir,
     port: u16,
+    /// Where it shows what its queues have, if it does.
+    second: u16,
 }
 
 impl Moto {
@@ -30,30 +32,65 @@ impl Moto {
     }
 
     fn start() -> Moto {
-        let program = environment().join("bin/moto_server");
+        let port = free_port();
+        let mut command = Command::new(environment().join("bin/moto_server"));
+        command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
+        Moto::run(command, port, port)
+    }
+
+    /// One for a test alone, that shows what its queues have.
+    pub(crate) fn start_open() -> Moto {
+        let (port, second) = (free_port(), free_port());
+        let mut command = Command::new(environment().join("bin/python"));
+        command
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/moto/server.py"))
+            .args([port.to_string(), second.to_string()]);
+        Moto::run(command, port, second)
+    }
+
+    fn run(mut command: Command, port: u16, second: u16) -> Moto {
         let directory = scratch("moto");
         let log = directory.path().join("log");
-        let port = free_port();
-        let mut command = Command::new(program);
-        command
-            .args(["-H", "127.0.0.1", "-p", &port.to_string()])
-            .current_dir(directory.path())
-            .stdout(Stdio::null());
+        command.current_dir(directory.path()).stdout(Stdio::null());
         let mut process = Process::spawn("moto_server", &mut command, Signal::KILL, &log);
         let up = within(2 * PATIENCE, || {
-            let there = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+            let is_there = |port| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
+            let there = is_there(port) && is_there(second);
             (there || !process.running()).then_some(there)
         });
         assert_eq!(up, Some(true), "moto_server: {}", process.tail());
         Moto {
-            _process: process,
+            process,
             _directory: directory,
             port,
+            second,
         }
     }
 
     pub(crate) fn port(&self) -> u16 {
         self.port
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn stop(&self) {
+        self.process.signal(Signal::STOP);
+    }
+
+    /// SIGCONT, after [`stop`](Moto::stop).
+    pub(crate) fn cont(&self) {
+        self.process.signal(Signal::CONT);
+    }
+
+    /// The bodies of a queue's messages, in their order, without so many of the first; of a server that shows them.
+    pub(crate) fn bodies(&self, queue: &str, first: usize) -> io::Result<Vec<String>> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.second))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(stream, "GET /{queue}/{first} HTTP/1.0\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        Ok(serde_json::from_str(body)?)
     }
 
     /// Makes a queue of a name that no other test has, `.fifo` at its end if it is to be one.
@@ -75,6 +112,15 @@ impl Moto {
             server: self,
             name,
             url,
+        }
+    }
+
+    /// One of its queues.
+    pub(crate) fn queue_of(&self, name: &str) -> Queue<'_> {
+        Queue {
+            server: self,
+            name: name.to_owned(),
+            url: format!("http://127.0.0.1:{}/123456789012/{name}", self.port),
         }
     }
 
@@ -137,6 +183,18 @@ impl Queue<'_> {
             self.server.ask("DeleteMessageBatch", &request);
             taken.extend(messages);
         }
+    }
+
+    /// It is no more.
+    pub(crate) fn delete(&self) {
+        let request = json!({"QueueUrl": self.url});
+        self.server.ask("DeleteQueue", &request);
+    }
+
+    /// It is there again.
+    pub(crate) fn make(&self) {
+        let request = json!({"QueueName": self.name});
+        self.server.ask("CreateQueue", &request);
     }
 
     /// One of its attributes, as text.

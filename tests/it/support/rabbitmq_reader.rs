@@ -10,8 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// Larger bodies are not kept.
+/// Of larger bodies only the beginning is kept.
 const KEPT: usize = 1 << 20;
+/// So much of it.
+const BEGINNING: usize = 1 << 10;
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -24,7 +26,7 @@ pub(crate) struct Message {
     pub(crate) lsn: String,
     /// The header `task`, or the property `type`.
     pub(crate) task: String,
-    /// Empty where it is very large.
+    /// The beginning, where it is very large.
     pub(crate) body: Vec<u8>,
     /// The length of the body.
     pub(crate) length: usize,
@@ -203,9 +205,9 @@ impl Wire {
                 return Err(io::Error::other("no body"));
             }
             message.length += part.len();
-            if length <= KEPT {
-                message.body.extend(part);
-            }
+            let room = if length <= KEPT { KEPT } else { BEGINNING };
+            let room = room.saturating_sub(message.body.len());
+            message.body.extend(&part[..room.min(part.len())]);
         }
         Ok(message)
     }

@@ -13,6 +13,8 @@ use aftercommit::sink::{Outcome, Settings, Sink};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::support::handover::hand_over;
+
 /// 2026-11-22, in the middle of the day.
 const COMMITTED: Timestamp = Timestamp(848_664_000_000_000);
 
@@ -42,7 +44,7 @@ fn committed_at(at: Timestamp, id: &str, name: &str, fields: &[(Field, &str)]) -
 }
 
 async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {
-    sink.deliver(tasks).await.expect("no outage")
+    hand_over(sink, tasks).await.expect("no outage")
 }
 
 async fn delivers(sink: &mut Box<dyn Sink>, tasks: &[Task]) {

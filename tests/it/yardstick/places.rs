@@ -1,11 +1,13 @@
 //! The brokers: private servers, as the other tests have them.
 
-use aftercommit::sink::{Settings, Sink};
+use aftercommit::sink::{self, Settings, Sink};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::answers::Protocol;
 use super::{Place, measure};
+#[cfg(feature = "sqs")]
+use crate::support::moto::{Moto, Queue};
 use crate::support::nats::{self, Nats, STREAM};
 use crate::support::rabbitmq::{self, RabbitMq, Vhost};
 use crate::support::receiver::{Answer, Receiver};
@@ -15,18 +17,17 @@ use crate::support::redis::Redis;
 pub(super) fn all(wanted: &dyn Fn(&str) -> bool) {
     const MANY: usize = 90_000;
     if wanted("redis") {
-        let redis = |settings: Value, is_celery| OnRedis {
+        let on = |kind| OnRedis {
             server: Redis::start(),
-            settings,
-            is_celery,
+            kind,
         };
-        let mut celery = redis(json!({}), true);
-        measure("celery, Redis", 0, MANY, &mut celery);
-        measure("celery, Redis", 1_000, MANY, &mut celery);
-        let mut stream = redis(json!({"stream": "events"}), false);
-        measure("redis, stream", 1_000, MANY, &mut stream);
-        let mut list = redis(json!({"list": "jobs"}), false);
-        measure("redis, list", 1_000, MANY, &mut list);
+        measure("celery, Redis", 0, MANY, &mut on(Kind::Celery));
+        measure("celery, Redis", 1_000, MANY, &mut on(Kind::Celery));
+        measure("redis, stream", 1_000, MANY, &mut on(Kind::Stream));
+        measure("redis, list", 1_000, MANY, &mut on(Kind::List));
+        measure("sidekiq", 1_000, MANY, &mut on(Kind::Sidekiq));
+        measure("dramatiq, Redis", 1_000, MANY, &mut on(Kind::Dramatiq));
+        measure("bullmq", 1_000, MANY, &mut on(Kind::BullMq));
     }
     if wanted("rabbitmq") && rabbitmq::is_installed() {
         let server = RabbitMq::start();
@@ -60,6 +61,10 @@ pub(super) fn all(wanted: &dyn Fn(&str) -> bool) {
         let mut place = Hooks(Receiver::deciding(|_| Answer::Status(204, Vec::new())));
         measure("webhook, 16 at a time", 1_000, 9_000, &mut place);
     }
+    #[cfg(feature = "sqs")]
+    if wanted("sqs") {
+        measure("sqs, on moto", 1_000, 3_000, &mut OnMoto::new());
+    }
 }
 
 fn open<C: Settings + DeserializeOwned>(settings: Value) -> Box<dyn Sink> {
@@ -67,21 +72,32 @@ fn open<C: Settings + DeserializeOwned>(settings: Value) -> Box<dyn Sink> {
     config.open().expect("a sink")
 }
 
+/// What is pushed to Redis.
+enum Kind {
+    Celery,
+    Stream,
+    List,
+    Sidekiq,
+    Dramatiq,
+    BullMq,
+}
+
 struct OnRedis {
     server: Redis,
-    settings: Value,
-    is_celery: bool,
+    kind: Kind,
 }
 
 impl Place for OnRedis {
     fn sink(&self, port: u16) -> Box<dyn Sink> {
         let url = self.server.url_through(port, 0);
-        if self.is_celery {
-            return open::<aftercommit::sink::celery::Config>(json!({"broker_url": url}));
+        match self.kind {
+            Kind::Celery => open::<sink::celery::Config>(json!({"broker_url": url})),
+            Kind::Stream => open::<sink::redis::Config>(json!({"url": url, "stream": "events"})),
+            Kind::List => open::<sink::redis::Config>(json!({"url": url, "list": "jobs"})),
+            Kind::Sidekiq => open::<sink::sidekiq::Config>(json!({"url": url})),
+            Kind::Dramatiq => open::<sink::dramatiq::Config>(json!({"url": url})),
+            Kind::BullMq => open::<sink::bullmq::Config>(json!({"url": url})),
         }
-        let mut settings = self.settings.clone();
-        settings["url"] = json!(url);
-        open::<aftercommit::sink::redis::Config>(settings)
     }
 
     fn port(&self) -> u16 {
@@ -110,10 +126,8 @@ impl Place for OnRabbitMq<'_> {
     fn sink(&self, port: u16) -> Box<dyn Sink> {
         let url = self.vhost.url_through(port);
         match self.exchange {
-            None => open::<aftercommit::sink::celery::Config>(json!({"broker_url": url})),
-            Some(exchange) => {
-                open::<aftercommit::sink::amqp::Config>(json!({"url": url, "exchange": exchange}))
-            }
+            None => open::<sink::celery::Config>(json!({"broker_url": url})),
+            Some(exchange) => open::<sink::amqp::Config>(json!({"url": url, "exchange": exchange})),
         }
     }
 
@@ -141,7 +155,7 @@ struct OnNats(Nats);
 
 impl Place for OnNats {
     fn sink(&self, port: u16) -> Box<dyn Sink> {
-        open::<aftercommit::sink::nats::Config>(json!({
+        open::<sink::nats::Config>(json!({
             "url": self.0.url_through(port),
             "stream": STREAM,
             "subject": "tasks.{task}",
@@ -166,7 +180,7 @@ struct Hooks(Receiver);
 
 impl Place for Hooks {
     fn sink(&self, port: u16) -> Box<dyn Sink> {
-        open::<aftercommit::sink::webhook::Config>(json!({
+        open::<sink::webhook::Config>(json!({
             "url": format!("http://127.0.0.1:{port}/hooks"),
             "allow_addresses": ["127.0.0.0/8"],
             "concurrency": 16,
@@ -184,4 +198,38 @@ impl Place for Hooks {
     fn reset(&mut self) {
         self.0 = Receiver::deciding(|_| Answer::Status(204, Vec::new()));
     }
+}
+
+/// A standard queue drops no repeats: one will do.
+#[cfg(feature = "sqs")]
+struct OnMoto(Queue<'static>);
+
+#[cfg(feature = "sqs")]
+impl OnMoto {
+    fn new() -> OnMoto {
+        OnMoto(Moto::shared().queue(false, json!({})))
+    }
+}
+
+#[cfg(feature = "sqs")]
+impl Place for OnMoto {
+    fn sink(&self, port: u16) -> Box<dyn Sink> {
+        open::<sink::sqs::Config>(json!({
+            "queue": self.0.name,
+            "region": "us-east-1",
+            "endpoint_url": format!("http://127.0.0.1:{port}"),
+            "access_key_id": "test",
+            "secret_access_key": "test",
+        }))
+    }
+
+    fn port(&self) -> u16 {
+        Moto::shared().port()
+    }
+
+    fn protocol(&self) -> Protocol {
+        Protocol::Http
+    }
+
+    fn reset(&mut self) {}
 }

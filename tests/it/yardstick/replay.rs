@@ -21,8 +21,8 @@ struct Connection<'r> {
     to: OwnedWriteHalf,
     answers: Answers,
     buffer: Vec<u8>,
-    /// By batch: the bytes, and how many answers there are after it.
-    batches: Vec<(&'r [u8], u64)>,
+    /// By batch: what is sent at once, and how many answers there are after it.
+    batches: Vec<Vec<(&'r [u8], u64)>>,
     so_far: u64,
 }
 
@@ -41,7 +41,15 @@ impl<'r> Replay<'r> {
             let (from, to) = stream.into_split();
             let mut counted = Answers::of(protocol);
             let batches = recording.up.iter().zip(&recording.down);
-            let batches = batches.map(|(up, down)| (up.as_slice(), counted.hear(down)));
+            let batches = batches.map(|(up, down)| {
+                let before = counted.hear(b"");
+                let after = counted.hear(down);
+                match protocol {
+                    // The next request goes when the one before it is answered.
+                    Protocol::Http => requests(up).zip(before + 1..).collect(),
+                    _ => vec![(up.as_slice(), after)],
+                }
+            });
             connections.push(Connection {
                 from,
                 to,
@@ -68,25 +76,38 @@ impl<'r> Replay<'r> {
 
 impl Connection<'_> {
     async fn exchange(&mut self, batch: usize) {
-        let Some((bytes, expected)) = self.batches.get(batch).copied() else {
-            return;
-        };
         let Connection {
             from,
             to,
             answers,
             buffer,
+            batches,
             so_far,
-            ..
         } = self;
-        let write = async { to.write_all(bytes).await.expect("it is written") };
-        let read = async {
-            while *so_far < expected {
-                let read = from.read(buffer).await.expect("it is read");
-                assert!(read > 0, "the broker has hung up");
-                *so_far = answers.hear(&buffer[..read]);
-            }
-        };
-        tokio::join!(write, read);
+        for (bytes, expected) in batches.get(batch).into_iter().flatten() {
+            let write = async { to.write_all(bytes).await.expect("it is written") };
+            let read = async {
+                while *so_far < *expected {
+                    let read = from.read(buffer).await.expect("it is read");
+                    assert!(read > 0, "the broker has hung up");
+                    *so_far = answers.hear(&buffer[..read]);
+                }
+            };
+            tokio::join!(write, read);
+        }
     }
+}
+
+/// The requests of HTTP/1.1 in what was sent.
+fn requests(mut sent: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let head = sent.windows(4).position(|it| it == b"\r\n\r\n")? + 4;
+        let words = std::str::from_utf8(&sent[..head]).expect("a head");
+        let mut lines = words.lines().filter_map(|line| line.split_once(": "));
+        let length = lines.find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
+        let length: usize = length.map_or(0, |(_, it)| it.parse().expect("a length"));
+        let (request, rest) = sent.split_at(head + length);
+        sent = rest;
+        Some(request)
+    })
 }

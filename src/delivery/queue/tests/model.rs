@@ -176,10 +176,16 @@ proptest! {
                         }
                     }
                     let mut failed: HashSet<Vec<u8>> = HashSet::new();
+                    let mut sent: HashSet<Vec<u8>> = HashSet::new();
+                    // From here on, what has to wait for one of its key is not sent.
+                    let end = pause as usize % 10;
                     for (index, passage) in batch.into_iter().enumerate() {
                         let key = passage.task.key().map(<[u8]>::to_vec);
                         let behind = key.as_ref().is_some_and(|key| failed.contains(key));
-                        if behind || fails >> index & 1 == 1 {
+                        let is_first = key.as_ref().is_none_or(|key| sent.insert(key.clone()));
+                        if !behind && !is_first && index >= end {
+                            queue.outcome(passage, Outcome::Unsent, at(now));
+                        } else if behind || fails >> index & 1 == 1 {
                             failed.extend(key);
                             queue.outcome(passage, retry(), at(now));
                         } else {

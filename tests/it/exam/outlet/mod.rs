@@ -4,8 +4,13 @@
 
 mod exec;
 mod jetstream;
+#[cfg(feature = "kafka")]
+mod kafka;
+mod queues;
 mod rabbitmq;
 mod redis;
+#[cfg(feature = "sqs")]
+mod sqs;
 mod stdout;
 mod webhook;
 
@@ -45,7 +50,24 @@ pub(super) enum Outlet {
     Exec,
     /// `stdout`: a file.
     Stdout,
+    /// `sidekiq`: a queue in the Redis of the [`Exam`].
+    Sidekiq,
+    /// `dramatiq`: a queue there.
+    DramatiqRedis,
+    /// `dramatiq`, over RabbitMQ.
+    DramatiqRabbitMq,
+    /// `bullmq`: a queue in the Redis of the [`Exam`].
+    BullMq,
+    /// `kafka`: a topic of the cluster that librdkafka plays.
+    Kafka,
+    /// `sqs`: a standard queue of moto's.
+    Sqs,
+    /// `sqs`: a FIFO queue.
+    SqsFifo,
 }
+
+/// Requests of ten, with the default of `concurrency`.
+const SQS_UNDER_WAY: usize = 160;
 
 impl fmt::Display for Outlet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,6 +81,13 @@ impl fmt::Display for Outlet {
             Outlet::Webhook => "webhook",
             Outlet::Exec => "exec",
             Outlet::Stdout => "stdout",
+            Outlet::Sidekiq => "Sidekiq",
+            Outlet::DramatiqRedis => "Dramatiq on Redis",
+            Outlet::DramatiqRabbitMq => "Dramatiq on RabbitMQ",
+            Outlet::BullMq => "BullMQ",
+            Outlet::Kafka => "Kafka",
+            Outlet::Sqs => "SQS",
+            Outlet::SqsFifo => "SQS, FIFO",
         })
     }
 }
@@ -67,22 +96,51 @@ impl Outlet {
     /// Why it cannot be sat here.
     fn absent(self) -> Option<&'static str> {
         match self {
-            Outlet::CeleryRabbitMq | Outlet::Amqp if !rabbitmq_server::is_installed() => {
+            Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::DramatiqRabbitMq
+                if !rabbitmq_server::is_installed() =>
+            {
                 Some("no RabbitMQ here; scripts/apt-install.sh rabbitmq-server")
+            }
+            Outlet::Kafka if cfg!(not(feature = "kafka")) => {
+                Some("built without the feature kafka")
+            }
+            Outlet::Sqs | Outlet::SqsFifo if cfg!(not(feature = "sqs")) => {
+                Some("built without the feature sqs")
             }
             Outlet::JetStream if !nats::is_there() => {
                 Some("no nats-server here; scripts/apt-install.sh nats-server")
+            }
+            Outlet::SqsFifo if is_full() => {
+                Some("moto's FIFO queues get slower with each message: the quick profile sits it")
             }
             _ => None,
         }
     }
 
-    /// Whether the sink knows what its place has, so that nothing comes twice, whatever happens.
+    /// Whether the sink knows what its place has, or the place itself, so that nothing comes twice, whatever happens.
     fn excludes_repeats(self) -> bool {
+        self.is_in_redis() || matches!(self, Outlet::JetStream | Outlet::SqsFifo)
+    }
+
+    /// Whether it is a key of the Redis of the [`Exam`].
+    pub(super) fn is_in_redis(self) -> bool {
         matches!(
             self,
-            Outlet::Redis | Outlet::RedisStream | Outlet::RedisList | Outlet::JetStream
+            Outlet::Redis
+                | Outlet::RedisStream
+                | Outlet::RedisList
+                | Outlet::Sidekiq
+                | Outlet::DramatiqRedis
+                | Outlet::BullMq
         )
+    }
+
+    /// A count, or a part of it: where a server in Python is behind it, which does not get far.
+    pub(super) fn gently(self, count: usize) -> usize {
+        match self {
+            Outlet::Sqs | Outlet::SqsFifo => count / 10,
+            _ => count,
+        }
     }
 
     /// How many may come twice, when so many were in flight, or settled and not confirmed.
@@ -95,6 +153,7 @@ impl Outlet {
         match self {
             Outlet::Webhook => webhook::CONCURRENCY,
             Outlet::Exec => exec::WORKERS,
+            Outlet::Sqs | Outlet::SqsFifo => SQS_UNDER_WAY,
             _ => IN_FLIGHT,
         }
     }
@@ -105,7 +164,8 @@ impl Outlet {
             Outlet::Webhook => webhook::CONCURRENCY,
             Outlet::Exec => exec::WORKERS,
             // One of each key.
-            Outlet::CeleryRabbitMq | Outlet::Amqp => in_flight.min(KEYS),
+            Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::DramatiqRabbitMq => in_flight.min(KEYS),
+            Outlet::Sqs | Outlet::SqsFifo => SQS_UNDER_WAY,
             _ => in_flight,
         }
     }
@@ -114,23 +174,43 @@ impl Outlet {
     pub(super) fn is_seen_late(self) -> bool {
         matches!(
             self,
-            Outlet::CeleryRabbitMq | Outlet::Amqp | Outlet::JetStream
+            Outlet::CeleryRabbitMq
+                | Outlet::Amqp
+                | Outlet::DramatiqRabbitMq
+                | Outlet::JetStream
+                | Outlet::Kafka
+                | Outlet::Sqs
+                | Outlet::SqsFifo
         )
     }
 
     /// Gets it ready. One of its own can be stopped and killed, and keeps what it has acknowledged; otherwise it may be
     /// shared with other tests.
     pub(super) fn open(self, own: bool) -> Box<dyn Place> {
+        let on_redis = |kind| Box::new(redis::OnRedis::new(kind));
+        let on_rabbitmq = |kind| Box::new(rabbitmq::OnRabbitMq::new(kind, own));
         match self {
-            Outlet::Redis => Box::new(redis::OnRedis::celery()),
-            Outlet::RedisStream => Box::new(redis::OnRedis::stream()),
-            Outlet::RedisList => Box::new(redis::OnRedis::list()),
-            Outlet::CeleryRabbitMq => Box::new(rabbitmq::OnRabbitMq::celery(own)),
-            Outlet::Amqp => Box::new(rabbitmq::OnRabbitMq::amqp(own)),
+            Outlet::Redis => on_redis(redis::Kind::Celery),
+            Outlet::RedisStream => on_redis(redis::Kind::Stream),
+            Outlet::RedisList => on_redis(redis::Kind::List),
+            Outlet::Sidekiq => on_redis(redis::Kind::Sidekiq),
+            Outlet::DramatiqRedis => on_redis(redis::Kind::Dramatiq),
+            Outlet::BullMq => on_redis(redis::Kind::BullMq),
+            Outlet::CeleryRabbitMq => on_rabbitmq(rabbitmq::Kind::Celery),
+            Outlet::Amqp => on_rabbitmq(rabbitmq::Kind::Amqp),
+            Outlet::DramatiqRabbitMq => on_rabbitmq(rabbitmq::Kind::Dramatiq),
             Outlet::JetStream => Box::new(jetstream::OnJetStream::start()),
             Outlet::Webhook => Box::new(webhook::Hooks::start()),
             Outlet::Exec => Box::new(exec::Workers::start()),
             Outlet::Stdout => Box::new(stdout::Files::new()),
+            #[cfg(feature = "kafka")]
+            Outlet::Kafka => Box::new(kafka::OnKafka::start()),
+            #[cfg(feature = "sqs")]
+            Outlet::Sqs => Box::new(sqs::OnSqs::start(false)),
+            #[cfg(feature = "sqs")]
+            Outlet::SqsFifo => Box::new(sqs::OnSqs::start(true)),
+            #[cfg(not(all(feature = "kafka", feature = "sqs")))]
+            _ => panic!("not in this build"),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! RabbitMQ: the queue of Celery's workers, and an exchange with a queue.
+//! RabbitMQ: the queues of Celery's and Dramatiq's workers, and an exchange with a queue.
 
 use std::path::Path;
 
 use serde_json::json;
 
-use super::{Found, Place};
+use super::{Found, Place, queues};
 use crate::support::exam::ledger::Delivery;
 use crate::support::exam::{CANARY_SECRET, Exam, LIST};
 use crate::support::rabbitmq::RabbitMq;
@@ -18,6 +18,34 @@ fn user(vhost: &str) -> String {
     format!("exam-{}", vhost.replace('/', "own"))
 }
 
+/// Who the messages are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Celery,
+    Amqp,
+    Dramatiq,
+}
+
+impl Kind {
+    /// `[sink.<type>.workers]`, with a URL, or with a file of one.
+    fn sink(self, from: &str, value: &str) -> String {
+        let (kind, url, target) = match self {
+            Kind::Celery => ("celery", "broker_url", format!("queue = \"{LIST}\"")),
+            Kind::Amqp => ("amqp", "url", format!("exchange = \"{EXCHANGE}\"")),
+            Kind::Dramatiq => ("dramatiq", "url", format!("queue = \"{LIST}\"")),
+        };
+        format!("[sink.{kind}.workers]\n{url}{from} = \"{value}\"\n{target}\n")
+    }
+}
+
+/// The actor of a message of Dramatiq's, of which only the beginning is there.
+fn actor(beginning: &[u8]) -> String {
+    let text = String::from_utf8_lossy(beginning);
+    let rest = text.split("\"actor_name\":\"").nth(1);
+    let name = rest.and_then(|rest| rest.split('"').next());
+    name.expect("an actor").to_owned()
+}
+
 enum Server {
     /// A virtual host of the one that tests share.
     Shared(String),
@@ -27,29 +55,21 @@ enum Server {
 /// A durable queue.
 pub(super) struct OnRabbitMq {
     server: Server,
-    is_celery: bool,
+    kind: Kind,
     reader: Reader,
     read: usize,
 }
 
 impl OnRabbitMq {
-    pub(super) fn celery(own: bool) -> OnRabbitMq {
-        OnRabbitMq::new(true, own)
-    }
-
-    pub(super) fn amqp(own: bool) -> OnRabbitMq {
-        OnRabbitMq::new(false, own)
-    }
-
-    fn new(is_celery: bool, own: bool) -> OnRabbitMq {
+    pub(super) fn new(kind: Kind, own: bool) -> OnRabbitMq {
         let server = match own {
             true => Server::Own(RabbitMq::start()),
             false => Server::Shared(RabbitMq::shared().vhost().name),
         };
-        OnRabbitMq::on(server, is_celery)
+        OnRabbitMq::on(server, kind)
     }
 
-    fn on(server: Server, is_celery: bool) -> OnRabbitMq {
+    fn on(server: Server, kind: Kind) -> OnRabbitMq {
         let (broker, name) = match &server {
             Server::Shared(name) => (RabbitMq::shared(), name.as_str()),
             Server::Own(broker) => (broker, "/"),
@@ -63,7 +83,7 @@ impl OnRabbitMq {
         let reader = Reader::start(broker.port(), name, LIST);
         OnRabbitMq {
             server,
-            is_celery,
+            kind,
             reader,
             read: 0,
         }
@@ -104,24 +124,28 @@ impl Place for OnRabbitMq {
     }
 
     fn sink(&self, _: &Exam, port: u16) -> String {
-        let url = self.url(port, CANARY_SECRET);
-        match self.is_celery {
-            true => format!("[sink.celery.workers]\nbroker_url = \"{url}\"\nqueue = \"{LIST}\"\n"),
-            false => format!("[sink.amqp.workers]\nurl = \"{url}\"\nexchange = \"{EXCHANGE}\"\n"),
-        }
+        self.kind.sink("", &self.url(port, CANARY_SECRET))
     }
 
     fn read(&mut self, _: &Exam, found: &mut Found) {
         let messages = self.reader.messages_from(self.read);
-        let decode = match self.is_celery {
-            true => Delivery::of_call,
-            false => Delivery::of_event,
+        let decode = match self.kind {
+            Kind::Celery => Delivery::of_call,
+            _ => Delivery::of_event,
         };
         self.read += messages.len();
         for it in &messages {
-            found.add(&it.id, &it.task, it.length, || {
-                decode(&it.id, &it.lsn, &it.body)
-            });
+            match self.kind {
+                Kind::Dramatiq if it.body.len() < it.length => {
+                    found.add(&it.id, &actor(&it.body), it.length, || {
+                        panic!("it is cut off")
+                    });
+                }
+                Kind::Dramatiq => queues::add_dramatiq_message(&it.body, found),
+                Kind::Celery | Kind::Amqp => found.add(&it.id, &it.task, it.length, || {
+                    decode(&it.id, &it.lsn, &it.body)
+                }),
+            }
         }
     }
 
@@ -170,14 +194,6 @@ impl Place for OnRabbitMq {
     }
 
     fn sink_from(&self, file: &Path) -> String {
-        let file = file.display();
-        match self.is_celery {
-            true => {
-                format!("[sink.celery.workers]\nbroker_url_file = \"{file}\"\nqueue = \"{LIST}\"\n")
-            }
-            false => {
-                format!("[sink.amqp.workers]\nurl_file = \"{file}\"\nexchange = \"{EXCHANGE}\"\n")
-            }
-        }
+        self.kind.sink("_file", &file.display().to_string())
     }
 }

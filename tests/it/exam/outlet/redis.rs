@@ -1,9 +1,9 @@
-//! The Redis of the exam: Celery's list, a stream, and a list.
+//! The Redis of the exam: Celery's list, a stream, a list, and the queues of Sidekiq, Dramatiq and BullMQ.
 
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::{Found, Other, Place};
+use super::{Found, Other, Place, queues};
 use crate::support::exam::{Exam, LIST};
 
 /// Who may be let in, or not.
@@ -13,10 +13,62 @@ const AT_ONCE: usize = 5_000;
 
 /// How tasks stand in Redis.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Celery,
     Stream,
     List,
+    Sidekiq,
+    Dramatiq,
+    BullMq,
+}
+
+impl Kind {
+    /// The sink's type, what it calls the URL, and where it writes to.
+    fn settings(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Kind::Celery => ("celery", "broker_url", "queue"),
+            Kind::Stream => ("redis", "url", "stream"),
+            Kind::List => ("redis", "url", "list"),
+            Kind::Sidekiq => ("sidekiq", "url", "queue"),
+            Kind::Dramatiq => ("dramatiq", "url", "queue"),
+            Kind::BullMq => ("bullmq", "url", "queue"),
+        }
+    }
+
+    /// `[sink.<type>.workers]`, with a URL, or with a file of one.
+    fn sink(self, from: &str, value: &str) -> String {
+        let (kind, url, target) = self.settings();
+        format!("[sink.{kind}.workers]\n{url}{from} = \"{value}\"\n{target} = \"{LIST}\"\n")
+    }
+
+    /// The list that the checker's rows are in.
+    fn list(self) -> String {
+        match self {
+            Kind::Sidekiq => format!("queue:{LIST}"),
+            Kind::Dramatiq => format!("dramatiq:{LIST}"),
+            Kind::BullMq => format!("bull:{LIST}:wait"),
+            Kind::Celery | Kind::Stream | Kind::List => LIST.to_owned(),
+        }
+    }
+
+    /// Takes down a list's messages, or those whose ids it has.
+    fn add(
+        self,
+        redis: &mut redis::Connection,
+        list: &str,
+        messages: &[Vec<u8>],
+        found: &mut Found,
+    ) {
+        match self {
+            Kind::Celery => messages.iter().for_each(|it| found.add_celery(it)),
+            Kind::Stream | Kind::List => messages.iter().for_each(|it| found.add_object(it)),
+            Kind::Sidekiq => messages
+                .iter()
+                .for_each(|it| queues::add_sidekiq(it, found)),
+            Kind::Dramatiq => queues::add_dramatiq(redis, list, messages, found),
+            Kind::BullMq => queues::add_bullmq(redis, list, messages, found),
+        }
+    }
 }
 
 /// A key of the exam's Redis.
@@ -29,54 +81,40 @@ pub(super) struct OnRedis {
 }
 
 impl OnRedis {
-    pub(super) fn celery() -> OnRedis {
+    pub(super) fn new(kind: Kind) -> OnRedis {
         OnRedis {
-            kind: Kind::Celery,
+            kind,
             read: 0,
             last: String::new(),
         }
     }
 
-    pub(super) fn stream() -> OnRedis {
-        OnRedis {
-            kind: Kind::Stream,
-            ..OnRedis::celery()
-        }
-    }
-
-    pub(super) fn list() -> OnRedis {
-        OnRedis {
-            kind: Kind::List,
-            ..OnRedis::celery()
-        }
-    }
-
-    fn add(&self, message: &[u8], found: &mut Found) {
-        match self.kind {
-            Kind::Celery => found.add_celery(message),
-            Kind::Stream | Kind::List => found.add_object(message),
-        }
-    }
-
-    /// Pushed to the left: what came after the messages that are known has the smallest indices.
+    /// Pushed to the left: what came after the messages that are known has the smallest indices. Dramatiq pushes to the right.
     fn read_list(&mut self, exam: &Exam, found: &mut Found) {
         let mut redis = exam.redis.blocking(0);
+        let list = self.kind.list();
         loop {
             let length: usize = redis::cmd("LLEN")
-                .arg(LIST)
+                .arg(&list)
                 .query(&mut redis)
                 .expect("LLEN");
             if length <= self.read {
                 return;
             }
             let most = AT_ONCE.min(length - self.read) as isize;
-            let first = -(self.read as isize) - 1;
+            let read = self.read as isize;
+            let is_right = self.kind == Kind::Dramatiq;
+            let (first, last) = match is_right {
+                true => (read, read + most - 1),
+                false => (-read - most, -read - 1),
+            };
             let mut range = redis::cmd("LRANGE");
-            range.arg(LIST).arg(first - most + 1).arg(first);
-            let messages: Vec<Vec<u8>> = range.query(&mut redis).expect("LRANGE");
-            for message in messages.iter().rev() {
-                self.add(message, found);
+            range.arg(&list).arg(first).arg(last);
+            let mut messages: Vec<Vec<u8>> = range.query(&mut redis).expect("LRANGE");
+            if !is_right {
+                messages.reverse();
             }
+            self.kind.add(&mut redis, &list, &messages, found);
             self.read += messages.len();
         }
     }
@@ -102,7 +140,7 @@ impl OnRedis {
             };
             self.last = last.clone();
             for (_, fields) in &entries {
-                self.add(fields["data"].as_bytes(), found);
+                found.add_object(fields["data"].as_bytes());
             }
         }
     }
@@ -114,28 +152,22 @@ impl Place for OnRedis {
     }
 
     fn sink(&self, exam: &Exam, port: u16) -> String {
-        let url = exam.redis.url_through(port, 0);
-        match self.kind {
-            Kind::Celery => {
-                format!("[sink.celery.workers]\nbroker_url = \"{url}\"\nqueue = \"{LIST}\"\n")
-            }
-            Kind::Stream => format!("[sink.redis.workers]\nurl = \"{url}\"\nstream = \"{LIST}\"\n"),
-            Kind::List => format!("[sink.redis.workers]\nurl = \"{url}\"\nlist = \"{LIST}\"\n"),
-        }
+        self.kind.sink("", &exam.redis.url_through(port, 0))
     }
 
     fn read(&mut self, exam: &Exam, found: &mut Found) {
         match self.kind {
             Kind::Stream => self.read_stream(exam, found),
-            Kind::Celery | Kind::List => self.read_list(exam, found),
+            _ => self.read_list(exam, found),
         }
     }
 
     /// All other keys but our own.
     fn elsewhere(&self, exam: &Exam) -> Vec<Other> {
         let mut redis = exam.redis.blocking(0);
+        let list = self.kind.list();
         let keys: Vec<Vec<u8>> = redis::cmd("KEYS").arg("*").query(&mut redis).expect("KEYS");
-        let ours = |key: &[u8]| key == LIST.as_bytes() || key.starts_with(b"aftercommit:");
+        let ours = |key: &[u8]| key == list.as_bytes() || key.starts_with(b"aftercommit:");
         let mut found = Found::default();
         for key in keys.iter().filter(|key| !ours(key)) {
             let messages: Vec<Vec<u8>> = match self.kind {
@@ -152,10 +184,10 @@ impl Place for OnRedis {
                     let range = redis::cmd("LRANGE").arg(key).arg(0).arg(-1).clone();
                     range.query(&mut redis).expect("lists and nothing else")
                 }
+                _ => queues::messages(&mut redis, key),
             };
-            for message in &messages {
-                self.add(message, &mut found);
-            }
+            let key = String::from_utf8_lossy(key);
+            self.kind.add(&mut redis, &key, &messages, &mut found);
         }
         found.others
     }
@@ -214,17 +246,6 @@ impl Place for OnRedis {
     }
 
     fn sink_from(&self, file: &Path) -> String {
-        let file = file.display();
-        match self.kind {
-            Kind::Celery => {
-                format!("[sink.celery.workers]\nbroker_url_file = \"{file}\"\nqueue = \"{LIST}\"\n")
-            }
-            Kind::Stream => {
-                format!("[sink.redis.workers]\nurl_file = \"{file}\"\nstream = \"{LIST}\"\n")
-            }
-            Kind::List => {
-                format!("[sink.redis.workers]\nurl_file = \"{file}\"\nlist = \"{LIST}\"\n")
-            }
-        }
+        self.kind.sink("_file", &file.display().to_string())
     }
 }

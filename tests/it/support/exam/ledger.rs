@@ -72,6 +72,22 @@ impl Delivery {
         Delivery::new(id, lsn, &kwargs)
     }
 
+    /// Reads kwargs alone.
+    pub(crate) fn of_kwargs(id: &str, lsn: &str, kwargs: &[u8]) -> Delivery {
+        Delivery::new(id, lsn, &serde_json::from_slice(kwargs).expect("kwargs"))
+    }
+
+    /// Reads an object that has kwargs as the only one of its arguments.
+    pub(crate) fn of_arguments(id: &str, lsn: &str, object: &[u8]) -> Delivery {
+        #[derive(Deserialize)]
+        struct Call<'m> {
+            #[serde(borrow)]
+            args: (Kwargs<'m>,),
+        }
+        let call: Call = serde_json::from_slice(object).expect("a call");
+        Delivery::new(id, lsn, &call.args.0)
+    }
+
     /// Reads the body of an event that carries a call: an object with its kwargs.
     pub(crate) fn of_event(id: &str, lsn: &str, body: &[u8]) -> Delivery {
         #[derive(Deserialize)]
