@@ -138,10 +138,8 @@ impl<'t> Job<'t> {
 
     fn write_args(&self, out: &mut Vec<u8>) {
         let is_empty = |json: &[u8]| {
-            json.iter()
-                .filter(|byte| !byte.is_ascii_whitespace())
-                .count()
-                == 2
+            let bytes = json.iter().filter(|byte| !byte.is_ascii_whitespace());
+            bytes.take(3).count() == 2
         };
         if is_empty(self.kwargs) {
             out.extend_from_slice(self.args);

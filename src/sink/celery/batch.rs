@@ -1,4 +1,4 @@
-//! A batch in its wire form, in buffers that are used again and again: what is sent makes room for what comes behind it.
+//! A batch in its wire form, in buffers that are used again and again.
 
 use std::collections::HashMap;
 
@@ -14,17 +14,12 @@ use crate::sink::{Cause, Outcome};
 const MAX_MESSAGE: usize = 512 << 20;
 /// What the buffers have grown to beyond this is given back after the batch.
 const BUFFERS_KEPT: usize = 4 << 20;
-/// Bytes that are worth sending before there are more.
-const PIECE: usize = 64 << 10;
-
-/// For each list, the messages that are not sent yet as arguments of one LPUSH.
+/// For each list, its messages as arguments of one LPUSH.
 pub(super) struct Batch {
     /// Bytes of the largest message; less than that.
     limit: usize,
     groups: Vec<Group>,
     used: usize,
-    /// Bytes that are not sent yet.
-    waiting: usize,
     key: Vec<u8>,
     body: Vec<u8>,
 }
@@ -32,12 +27,9 @@ pub(super) struct Batch {
 #[derive(Default)]
 pub(super) struct Group {
     pub(super) list: Vec<u8>,
-    /// Those that are not sent yet.
     pub(super) messages: Vec<u8>,
     /// Indices of the tasks, one per message.
     pub(super) tasks: Vec<usize>,
-    /// Of these, so many are sent.
-    pub(super) sent: usize,
 }
 
 impl Default for Batch {
@@ -46,7 +38,6 @@ impl Default for Batch {
             limit: MAX_MESSAGE,
             groups: Vec::new(),
             used: 0,
-            waiting: 0,
             key: Vec::new(),
             body: Vec::new(),
         }
@@ -60,21 +51,7 @@ impl Batch {
     }
 
     pub(super) fn clear(&mut self) {
-        (self.used, self.waiting) = (0, 0);
-    }
-
-    /// Whether there is enough to be sent.
-    pub(super) fn is_worth_sending(&self) -> bool {
-        self.waiting >= PIECE
-    }
-
-    /// All that there was to be sent is sent.
-    pub(super) fn sent(&mut self) {
-        self.waiting = 0;
-        for group in self.groups.iter_mut().take(self.used) {
-            group.messages.clear();
-            group.sent = group.tasks.len();
-        }
+        self.used = 0;
     }
 
     /// Gives back what an unusually large batch has needed.
@@ -144,7 +121,6 @@ impl Batch {
                 return too_large(len);
             }
             group.tasks.push(index);
-            self.waiting += len;
         }
         Outcome::Delivered
     }
@@ -165,7 +141,6 @@ impl Batch {
             group.list.clone_from(&self.key);
             group.messages.clear();
             group.tasks.clear();
-            group.sent = 0;
         }
         (group, &mut self.body)
     }

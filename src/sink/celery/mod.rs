@@ -3,10 +3,10 @@
 //!
 //! - **Delivered** means: Redis has answered the EXEC of the batch's MULTI, and each message stands in its list. With
 //!   Redis's default settings it is then in memory only; see below.
-//! - **A batch is applied whole or not at all**: one MULTI, with one LPUSH per list. Tasks that are unfit are rejected
-//!   before, and are not part of it.
+//! - **A batch goes in parts** of some hundred tasks, each applied whole or not at all: one MULTI, with one LPUSH per list, which
+//!   is sent once the one before is answered (`parts.rs`). Tasks that are unfit are rejected, and are in none of them.
 //! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has and lets us write to our
-//!   own key there: each batch leaves a note of its tasks in its own transaction, and what is noted is not sent again. The
+//!   own key there: each part leaves a note of its tasks in its own transaction, and what is noted is not sent again. The
 //!   head of `ledger.rs` says how, and where it ends. A task that comes a second time nevertheless carries the same task
 //!   id, and a delivery tag of its own.
 //! - **Order**: tasks of one list stay in the order of the batches. Several workers, priorities, and tasks with an eta
@@ -21,8 +21,8 @@
 mod backlog;
 mod batch;
 mod ledger;
+mod parts;
 mod probe;
-mod pushes;
 mod rabbitmq;
 mod redis;
 mod refusals;

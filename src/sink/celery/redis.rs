@@ -1,4 +1,4 @@
-//! Celery over Redis: a batch becomes one MULTI.
+//! Celery over Redis: the connection, and how it stands with the ledger.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::Config;
 use super::batch::Batch;
-use super::ledger::{self, Claim, Entry};
+use super::ledger::{self, Claim};
 use super::refusals::{WORDING, outage, refused};
-use super::transaction::{Sent, Transaction};
 use crate::envelope::celery::Defaults;
 use crate::envelope::kombu::Lists;
 use crate::outbox::Task;
@@ -31,7 +30,7 @@ const KEPT_BY_WORKERS: Duration = Duration::from_secs(2);
 /// applied would be, at every attempt.
 const TRIAL: &[&[u8]] = &[b"MULTI", b"EXEC"];
 /// The bindings of an exchange are asked for again after this.
-const BINDINGS_FRESH: Duration = Duration::from_secs(1);
+pub(super) const BINDINGS_FRESH: Duration = Duration::from_secs(1);
 
 /// Pushes tasks to the lists that kombu's Redis transport reads.
 pub struct Redis {
@@ -43,22 +42,26 @@ pub struct Redis {
     pub(super) defaults: Defaults,
     pub(super) lists: Lists,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
-    link: Option<Link>,
-    memory: Memory,
+    pub(super) link: Option<Link>,
+    pub(super) memory: Memory,
     /// It was said that marks are refused.
     complained: bool,
     /// By exchange: when they were asked for, and what came; an outcome, where we cannot read them.
     pub(super) bindings: HashMap<String, (Instant, Result<Vec<String>, Outcome>)>,
     pub(super) batch: Batch,
+    /// Buffers, for the next part.
+    pub(super) spare: Batch,
+    /// Of the batch that is under way, or has failed: what was applied, noted and answered.
+    pub(super) answered: Vec<Mark>,
 }
 
 /// A connection, and how it stands with the ledger.
 pub(super) struct Link {
     pub(super) connection: Connection,
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
 }
 
-enum Ledger {
+pub(super) enum Ledger {
     /// Not looked at yet.
     Closed,
     /// Ours, under this name.
@@ -88,103 +91,9 @@ impl Redis {
             complained: false,
             bindings: HashMap::new(),
             batch: Batch::default(),
+            spare: Batch::default(),
+            answered: Vec::new(),
         }
-    }
-
-    async fn push(&mut self, tasks: &[Task], terms: Option<Terms>) -> Result<Vec<Outcome>, Outage> {
-        let mut link = self.connect().await?;
-        self.bindings
-            .retain(|_, (asked, _)| asked.elapsed() < BINDINGS_FRESH);
-        let mut forbidden = HashMap::new();
-        let mut gone: Option<Vec<u64>> = None;
-        let mut fenced = false;
-        let outcomes = loop {
-            let marked = match &terms {
-                Some(terms) => self.open_ledger(&mut link, terms).await?.map(|owner| {
-                    let marks: Vec<Mark> = tasks.iter().map(Mark::of).collect();
-                    (terms, owner, marks)
-                }),
-                None => None,
-            };
-            let there = marked.as_ref().map(|(.., marks)| self.there(marks));
-            let there = there.unwrap_or_default();
-            let mut transaction = Transaction::default();
-            let on_its_way = (&mut transaction, &mut link.connection);
-            let encoded = self.encode(tasks, &there, &forbidden, on_its_way).await;
-            let trouble = |trouble| outage(trouble, &self.address);
-            let (mut outcomes, unknown) = encoded.map_err(trouble)?;
-            if !unknown.is_empty() {
-                let discarded = transaction.discard(&mut link.connection).await;
-                if discarded.map_err(trouble)? && matches!(link.ledger, Ledger::Ours(_)) {
-                    link.ledger = Ledger::Closed;
-                }
-                self.ask_bindings(&mut link.connection, unknown).await?;
-                continue;
-            }
-            let groups = self.batch.groups();
-            if groups.is_empty() {
-                self.tell_skipped(&there);
-                break outcomes;
-            }
-            let entry = marked.as_ref().map(|(terms, owner, marks)| {
-                let gone = gone.get_or_insert_with(|| self.memory.forget(terms.settled));
-                let sent = groups.iter().flat_map(|group| &group.tasks);
-                let sent = sent.filter_map(|index| marks.get(*index));
-                let number = self.memory.sends(sent, terms.turn);
-                let key = ledger::key(&self.lists.prefix, &terms.scope);
-                Entry::new(key, owner.clone(), number, groups, marks, gone)
-            });
-            let answer = transaction
-                .end(&mut link.connection, groups, entry.as_ref())
-                .await;
-            let answer = answer.map_err(|trouble| outage(trouble, &self.address))?;
-            if !answer.is_ours && matches!(link.ledger, Ledger::Ours(_)) {
-                link.ledger = Ledger::Closed;
-            }
-            if entry.is_some() && !matches!(answer.sent, Sent::Applied { .. }) {
-                self.memory.refused();
-            }
-            match answer.sent {
-                Sent::Applied { refusals, noted } => {
-                    for (at, cause) in refusals {
-                        for task in groups.get(at).map_or(&[][..], |group| &group.tasks) {
-                            if let Some(outcome) = outcomes.get_mut(*task) {
-                                *outcome = Outcome::Retry(cause.clone());
-                            }
-                        }
-                    }
-                    match noted {
-                        Some(Ok(bytes)) => self.memory.applied(bytes),
-                        Some(Err(refusal)) => {
-                            self.memory.refused();
-                            self.refuse_marks(&mut link, &refusal);
-                        }
-                        None => {}
-                    }
-                    self.tell_skipped(&there);
-                    break outcomes;
-                }
-                // Nothing was applied: once more, without the lists that are not for us.
-                Sent::Aborted(refusals) => forbidden.extend(refusals),
-                // Nothing was applied: once more, without a mark.
-                Sent::Unmarked(refusal) => self.refuse_marks(&mut link, &refusal),
-                // Nothing was applied: somebody else has written into the ledger, or it is gone. Once more, after a look.
-                Sent::Fenced if !fenced => {
-                    link.ledger = Ledger::Closed;
-                    fenced = true;
-                }
-                Sent::Fenced => {
-                    link.ledger = Ledger::Closed;
-                    self.link = Some(link);
-                    return Err(self.contested());
-                }
-                Sent::Outage(cause) => {
-                    return Err(Outage(Cause::new(format!("{}: {cause}", self.address))));
-                }
-            }
-        };
-        self.link = Some(link);
-        Ok(outcomes)
     }
 
     pub(super) fn address(&self) -> &Address {
@@ -233,7 +142,7 @@ impl Redis {
 
     /// Makes the ledger of the batch's scope ours, and reads what we don't know of it. The name under which it is ours, or
     /// `None` where we may not have one.
-    async fn open_ledger(
+    pub(super) async fn open_ledger(
         &mut self,
         link: &mut Link,
         terms: &Terms,
@@ -272,22 +181,15 @@ impl Redis {
     }
 
     /// Which tasks are there already; empty when none can be.
-    fn there(&self, marks: &[Mark]) -> Vec<bool> {
+    pub(super) fn there(&self, marks: &[Mark]) -> Vec<bool> {
         if self.memory.is_blank() {
             return Vec::new();
         }
         marks.iter().map(|mark| self.memory.has(mark)).collect()
     }
 
-    fn tell_skipped(&self, there: &[bool]) {
-        let tasks = there.iter().filter(|there| **there).count();
-        if tasks > 0 {
-            info!(redis = %self.address, tasks, "had them already; not sent again");
-        }
-    }
-
     /// Marks are not for us here, as long as this connection lasts: tasks go without.
-    fn refuse_marks(&mut self, link: &mut Link, refusal: &Refusal) {
+    pub(super) fn refuse_marks(&mut self, link: &mut Link, refusal: &Refusal) {
         link.ledger = Ledger::Refused;
         if !std::mem::replace(&mut self.complained, true) {
             let cause = refused(refusal);
@@ -295,7 +197,7 @@ impl Redis {
         }
     }
 
-    fn contested(&self) -> Outage {
+    pub(super) fn contested(&self) -> Outage {
         let words = "another daemon with the same slot and sink writes to it, or our marks are taken away all the time";
         Outage(Cause::new(format!("{}: {words}", self.address)))
     }
@@ -308,8 +210,9 @@ impl Redis {
         terms: Option<Terms>,
     ) -> Result<Vec<Outcome>, Outage> {
         let limit = self.timeout;
-        let delivery = timeout(limit, self.push(batch, terms)).await;
+        let delivery = timeout(limit, self.push(batch, terms.as_ref())).await;
         self.batch.shrink();
+        self.spare.shrink();
         delivery.unwrap_or_else(|_| {
             let words = format!("{} has not answered within {limit:?}", self.address);
             Err(Outage(Cause::new(words)))

@@ -1,8 +1,8 @@
-//! A batch as one MULTI: written and sent in pieces, and its replies read.
+//! A batch as one MULTI: written, sent, and its replies read.
 
 use std::io::IoSlice;
 
-use super::batch::{Batch, Group};
+use super::batch::Group;
 use super::ledger::Entry;
 use super::refusals::judge;
 use crate::sink::Cause;
@@ -38,125 +38,77 @@ pub(super) enum Sent {
 const REPLIES: usize = 2;
 const REPLIES_OF_ENTRY: usize = 3;
 
-/// A transaction on its way: its pushes go out while more of them are made, and Redis reads and queues them meanwhile. It
-/// executes nothing before EXEC, and so nothing at all when that does not come.
-#[derive(Default)]
-pub(super) struct Transaction {
-    /// The index of the group, for each push that is sent.
-    pushes: Vec<usize>,
+/// Sends it.
+pub(super) async fn send(
+    connection: &mut Connection,
+    groups: &[Group],
+    entry: Option<&Entry>,
+) -> Result<(), Trouble> {
+    let mut frames = Vec::new();
+    let mut ends = Vec::with_capacity(groups.len());
+    resp::write_command(&mut frames, &[b"MULTI"]);
+    for group in groups {
+        resp::write_header(&mut frames, b'*', group.tasks.len() + 2);
+        resp::write_bulk(&mut frames, b"LPUSH");
+        resp::write_bulk(&mut frames, &group.list);
+        ends.push(frames.len());
+    }
+    let mut request = Vec::with_capacity(2 * groups.len() + 1);
+    let mut start = 0;
+    for (group, end) in groups.iter().zip(ends) {
+        request.push(IoSlice::new(frames.get(start..end).unwrap_or_default()));
+        request.push(IoSlice::new(&group.messages));
+        start = end;
+    }
+    let mut rest = Vec::new();
+    if let Some(entry) = entry {
+        entry.write_note(&mut rest, groups);
+    }
+    resp::write_command(&mut rest, &[b"EXEC"]);
+    if let Some(entry) = entry {
+        entry.write_watch(&mut rest);
+    }
+    request.push(IoSlice::new(&rest));
+    connection.send(&request).await
 }
 
-impl Transaction {
-    /// Sends what the batch has by now.
-    pub(super) async fn send(
-        &mut self,
-        connection: &mut Connection,
-        batch: &mut Batch,
-    ) -> Result<(), Trouble> {
-        self.write(connection, batch.groups(), &[]).await?;
-        batch.sent();
-        Ok(())
-    }
-
-    async fn write(
-        &mut self,
-        connection: &mut Connection,
-        groups: &[Group],
-        rest: &[u8],
-    ) -> Result<(), Trouble> {
-        let mut frames = Vec::new();
-        if self.pushes.is_empty() {
-            resp::write_command(&mut frames, &[b"MULTI"]);
+/// Waits for what became of it.
+pub(super) async fn answer(
+    connection: &mut Connection,
+    groups: &[Group],
+    entry: Option<&Entry>,
+) -> Result<Answer, Trouble> {
+    let of_entry = if entry.is_some() { REPLIES_OF_ENTRY } else { 0 };
+    let expected = groups.len() + REPLIES + of_entry;
+    let mut replies = connection.replies(expected).await?;
+    let is_ours = match entry {
+        Some(entry) => {
+            let watch = replies.split_off(replies.len() - (REPLIES_OF_ENTRY - 1));
+            entry.is_ours(&watch)
         }
-        let mut ends = Vec::with_capacity(groups.len());
-        for (at, group) in groups.iter().enumerate() {
-            let messages = group.tasks.len() - group.sent;
-            if messages > 0 {
-                resp::write_header(&mut frames, b'*', messages + 2);
-                resp::write_bulk(&mut frames, b"LPUSH");
-                resp::write_bulk(&mut frames, &group.list);
-                ends.push((frames.len(), group));
-                self.pushes.push(at);
-            }
-        }
-        let mut request = Vec::with_capacity(2 * ends.len() + 1);
-        let mut start = 0;
-        for (end, group) in ends {
-            request.push(IoSlice::new(frames.get(start..end).unwrap_or_default()));
-            request.push(IoSlice::new(&group.messages));
-            start = end;
-        }
-        request.push(IoSlice::new(rest));
-        connection.send(&request).await
-    }
-
-    /// Gives it up: nothing of it is applied. What was watched is not any more. False where nothing was sent.
-    pub(super) async fn discard(self, connection: &mut Connection) -> Result<bool, Trouble> {
-        if self.pushes.is_empty() {
-            return Ok(false);
-        }
-        let mut request = Vec::new();
-        resp::write_command(&mut request, &[b"DISCARD"]);
-        let expected = self.pushes.len() + REPLIES;
-        connection.ask(&[IoSlice::new(&request)], expected).await?;
-        Ok(true)
-    }
-
-    /// Sends the rest, and reads what has become of all.
-    pub(super) async fn end(
-        mut self,
-        connection: &mut Connection,
-        groups: &[Group],
-        entry: Option<&Entry>,
-    ) -> Result<Answer, Trouble> {
-        let mut rest = Vec::new();
-        if let Some(entry) = entry {
-            entry.write_note(&mut rest, groups);
-        }
-        resp::write_command(&mut rest, &[b"EXEC"]);
-        if let Some(entry) = entry {
-            entry.write_watch(&mut rest);
-        }
-        self.write(connection, groups, &rest).await?;
-        let of_entry = if entry.is_some() { REPLIES_OF_ENTRY } else { 0 };
-        let expected = self.pushes.len() + REPLIES + of_entry;
-        let mut replies = connection.replies(expected).await?;
-        let is_ours = match entry {
-            Some(entry) => {
-                let watch = replies.split_off(replies.len() - (REPLIES_OF_ENTRY - 1));
-                entry.is_ours(&watch)
-            }
-            None => false,
-        };
-        let list = |at: &usize| Some((*at, groups.get(*at)?.list.as_slice()));
-        let pushes: Vec<(usize, &[u8])> = self.pushes.iter().filter_map(list).collect();
-        let sent = read(&pushes, entry.is_some(), replies)?;
-        Ok(Answer { sent, is_ours })
-    }
+        None => false,
+    };
+    let sent = read(groups, entry.is_some(), replies)?;
+    Ok(Answer { sent, is_ours })
 }
 
-/// Reads the replies; `pushes` are their groups and lists.
-fn read(
-    pushes: &[(usize, &[u8])],
-    with_note: bool,
-    mut replies: Vec<Reply>,
-) -> Result<Sent, Trouble> {
+fn read(groups: &[Group], with_note: bool, mut replies: Vec<Reply>) -> Result<Sent, Trouble> {
     let executed = replies.pop();
     match (replies.first(), executed) {
         (Some(Reply::Simple(_)), Some(Reply::Array(Some(mut done))))
-            if done.len() == pushes.len() + usize::from(with_note) =>
+            if done.len() == groups.len() + usize::from(with_note) =>
         {
             let noted = match with_note {
                 true => Some(noted(done.pop())?),
                 false => None,
             };
-            let refusals = refusals(pushes, &done);
+            let refusals = refusals(groups, &done);
             Ok(Sent::Applied { refusals, noted })
         }
         (Some(Reply::Simple(_)), Some(Reply::Array(None))) => Ok(Sent::Fenced),
         (Some(Reply::Simple(_)), Some(Reply::Error(aborted))) => {
             let queued = replies.get(1..).unwrap_or_default();
-            match refused(pushes, queued) {
+            match refused(groups, queued) {
                 Some(sent) => Ok(sent),
                 // No command of ours was refused, but EXEC itself.
                 None => Err(Trouble::Refused(aborted)),
@@ -178,18 +130,17 @@ fn noted(reply: Option<Reply>) -> Result<Result<usize, Refusal>, Trouble> {
     }
 }
 
-/// Reads EXEC's replies: the groups that were refused. A command that fails there does not undo the others; those of one list
-/// all fail.
-fn refusals(pushes: &[(usize, &[u8])], replies: &[Reply]) -> Vec<(usize, Cause)> {
+/// Reads EXEC's replies. A command that fails there does not undo the others.
+fn refusals(groups: &[Group], replies: &[Reply]) -> Vec<(usize, Cause)> {
     let mut refusals = Vec::new();
-    for ((at, list), reply) in pushes.iter().zip(replies) {
+    for (at, (group, reply)) in groups.iter().zip(replies).enumerate() {
         if let Reply::Error(refusal) = reply {
-            let cause = match judge(refusal, list) {
+            let cause = match judge(refusal, &group.list) {
                 Verdict::Outage(cause) | Verdict::KeyRetry(cause) | Verdict::KeyReject(cause) => {
                     cause
                 }
             };
-            refusals.push((*at, cause));
+            refusals.push((at, cause));
         }
     }
     refusals
@@ -197,19 +148,19 @@ fn refusals(pushes: &[(usize, &[u8])], replies: &[Reply]) -> Vec<(usize, Cause)>
 
 /// Reads the replies of commands that were to be queued, one of which at least was refused: the lists', then the note's,
 /// whose command names the lists too and is refused where one of them is.
-fn refused(pushes: &[(usize, &[u8])], replies: &[Reply]) -> Option<Sent> {
+fn refused(groups: &[Group], replies: &[Reply]) -> Option<Sent> {
     let mut lists = Vec::new();
-    for ((_, list), reply) in pushes.iter().zip(replies) {
+    for (group, reply) in groups.iter().zip(replies) {
         if let Reply::Error(refusal) = reply {
-            match judge(refusal, list) {
+            match judge(refusal, &group.list) {
                 Verdict::Outage(cause) => return Some(Sent::Outage(cause)),
                 Verdict::KeyRetry(cause) | Verdict::KeyReject(cause) => {
-                    lists.push((list.to_vec(), cause));
+                    lists.push((group.list.clone(), cause));
                 }
             }
         }
     }
-    match replies.get(pushes.len()) {
+    match replies.get(groups.len()) {
         _ if !lists.is_empty() => Some(Sent::Aborted(lists)),
         Some(Reply::Error(refusal)) => Some(Sent::Unmarked(refusal.clone())),
         _ => None,
