@@ -91,11 +91,8 @@ impl Nodes {
     /// The server is not there.
     pub(in crate::sink) async fn take(&mut self) -> Result<Taken, Outage> {
         let place = self.place(0).await?;
-        let visit = Visit {
-            login: self.servers.login_at(&place),
-            tls: self.tls.as_ref(),
-            link: self.links.remove(&place),
-        };
+        let link = self.links.remove(&place);
+        let visit = self.visit(&place, link);
         match visit.link().await {
             Ok(link) => Ok(Taken { place, link }),
             Err(trouble) => Err(self.lost(trouble, &place)),
@@ -110,7 +107,7 @@ impl Nodes {
     /// A connection has failed.
     pub(in crate::sink) fn lost(&mut self, trouble: Trouble, place: &Place) -> Outage {
         self.primary = None;
-        self.map = Map::default();
+        self.map.outdate();
         self.trouble(trouble, place)
     }
 
@@ -156,11 +153,7 @@ impl Nodes {
         }
         let visits = by_place.into_iter().map(|(place, batch)| {
             let link = self.links.remove(&place);
-            let visit = Visit {
-                login: self.servers.login_at(&place),
-                tls: self.tls.as_ref(),
-                link,
-            };
+            let visit = self.visit(&place, link);
             async move {
                 let done = visit.run(errands, &batch).await;
                 (place, batch, done)
@@ -181,7 +174,7 @@ impl Nodes {
                         match redirect {
                             Some(redirect) => {
                                 if matches!(redirect, Redirect::Moved(_)) {
-                                    self.map = Map::default();
+                                    self.map.outdate();
                                 }
                                 redirected.push((at, Some(redirect)));
                             }
@@ -239,7 +232,7 @@ impl Nodes {
                 match self.map.of(slot) {
                     Some(place) => Ok(place.clone()),
                     None => {
-                        self.map = Map::default();
+                        self.map.outdate();
                         Err(self.outage("no node of the cluster has all the slots that are needed"))
                     }
                 }
@@ -263,11 +256,8 @@ impl Nodes {
                 request: vec![&request],
                 commands: 1,
             }];
-            let visit = Visit {
-                login: self.servers.login_at(&place),
-                tls: self.tls.as_ref(),
-                link: self.links.remove(&place),
-            };
+            let link = self.links.remove(&place);
+            let visit = self.visit(&place, link);
             match timeout(PATIENCE, visit.run(&errand, &[(0, false)])).await {
                 Ok(Ok((link, replies))) => {
                     let reply = replies.into_iter().flatten().next();
@@ -290,6 +280,18 @@ impl Nodes {
             }
         }
         Err(last)
+    }
+
+    /// The way to a node, with the connection that there is.
+    fn visit(&self, place: &Place, link: Option<Connection>) -> Visit {
+        Visit {
+            login: Address {
+                name: self.map.name(place).cloned(),
+                ..self.servers.login_at(place)
+            },
+            tls: self.tls.clone(),
+            link,
+        }
     }
 
     fn outage(&self, words: &str) -> Outage {
@@ -321,20 +323,20 @@ pub(in crate::sink) struct Taken {
 }
 
 /// A way to one node, with the connection that there is, if it is still good.
-struct Visit<'a> {
+struct Visit {
     login: Address,
-    tls: Option<&'a Arc<ClientConfig>>,
+    tls: Option<Arc<ClientConfig>>,
     link: Option<Connection>,
 }
 
-impl Visit<'_> {
+impl Visit {
     async fn link(self) -> Result<Connection, Trouble> {
         if let Some(mut link) = self.link
             && !link.is_stale().await
         {
             return Ok(link);
         }
-        Connection::open(&self.login, self.tls, &[]).await
+        Connection::open(&self.login, self.tls.as_ref(), &[]).await
     }
 
     /// Runs the errands of these indices in one go; `true` is for those that the node does not have yet.

@@ -67,7 +67,7 @@ const SECRETS: Secrets = Secrets {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sentinels_and_servers_may_ask_for_passwords() {
-    let guarded = Guarded::start_with(Some(SECRETS));
+    let guarded = Guarded::start_with(Some(SECRETS), None);
     let mut lane = Lane::new(open(json!({"url": guarded.url(), "list": "jobs"})));
     lane.delivers(&tasks(0..10)).await;
     assert_eq!(guarded.servers[0].messages(0, "jobs").len(), 10);
@@ -89,7 +89,7 @@ fn celery_at(guarded: &Guarded) -> Box<dyn Sink> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn celery_follows_its_sentinels_and_nothing_comes_twice() {
-    let mut guarded = Guarded::start_with(Some(SECRETS));
+    let mut guarded = Guarded::start_with(Some(SECRETS), None);
     let mut lane = Lane::new(celery_at(&guarded));
     lane.delivers(&tasks(0..50)).await;
     let seen = format!("{:?}", lane.sink.probe().await);
