@@ -21,6 +21,8 @@ use crate::sink::{Cause, Outage};
 
 /// A node that does not say within this which slots are where is passed over.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What a cluster asks for beside what a single server does.
+const RIGHTS: &str = "in a cluster ACL SETUSER ... +cluster|slots +asking";
 /// A slot that is on its way may be asked for at two or three nodes.
 const REDIRECTS: usize = 5;
 
@@ -267,6 +269,10 @@ impl Nodes {
                             self.links.insert(place, link);
                             return Ok(map);
                         }
+                        (None, Some(Reply::Error(refusal))) if refusal.code == "NOPERM" => {
+                            let url = self.wording.url;
+                            self.outage(&format!("{place}: {url}'s user lacks rights: {RIGHTS}"))
+                        }
                         (None, Some(Reply::Error(refusal))) => {
                             self.trouble(Trouble::Refused(refusal), &place)
                         }
@@ -361,7 +367,14 @@ impl Visit {
             request.extend(errand.request.iter().map(|part| IoSlice::new(part)));
             expected += errand.commands;
         }
-        let mut replies = link.ask(&request, expected).await?.into_iter();
+        let replies = link.ask(&request, expected).await?;
+        // Without a password of ours there was no login that could have been refused.
+        if let Some(Reply::Error(refusal)) = replies.first()
+            && refusal.code == "NOAUTH"
+        {
+            return Err(Trouble::Refused(refusal.clone()));
+        }
+        let mut replies = replies.into_iter();
         let mut answers = Vec::with_capacity(batch.len());
         for (at, is_asking) in batch {
             replies

@@ -61,9 +61,19 @@ impl Found {
                 let Outage(cause) = outcome::outage(trouble, &place, wording);
                 outage(format!("no sentinel answers: {cause}"))
             }
-            Found::NobodyAnswers(place, None) => outage(format!(
-                "no sentinel answers: {place} has not within {PATIENCE:?}"
-            )),
+            Found::NobodyAnswers(place, None) => {
+                let expected = match servers {
+                    Servers::Sentinel { sentinels, .. }
+                        if sentinels.iter().any(|sentinel| sentinel.tls.is_some()) =>
+                    {
+                        ": is this its port of TLS?"
+                    }
+                    _ => "",
+                };
+                outage(format!(
+                    "no sentinel answers: {place} has not within {PATIENCE:?}{expected}"
+                ))
+            }
         }
     }
 }

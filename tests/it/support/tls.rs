@@ -39,6 +39,10 @@ impl Certificates {
     fn make(year: i32, names: &[&str]) -> Certificates {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // OpenSSL takes a certificate whose issuer has its own name for one that nobody else has signed.
+        authority.distinguished_name = DistinguishedName::new();
+        let name = &mut authority.distinguished_name;
+        name.push(DnType::CommonName, "an authority");
         let authority =
             CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key"))
                 .expect("an authority");
