@@ -124,15 +124,15 @@ async fn a_worker_with_the_same_url_gets_the_tasks() {
         Task::from_fields(fields, Position::default(), Timestamp(0))
     };
     let tasks: Vec<Task> = (0..20).map(task).collect();
-    open(&url, true).delivers(&tasks).await;
     let project = Project {
         path: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/celery_apps")],
         settings: "",
         app: "sentinels",
         database_url: String::new(),
-        broker_url: url,
+        broker_url: url.clone(),
     };
     let worker = Worker::start(&project, 1, "celery");
+    open(&url, true).delivers(&tasks).await;
     until(PATIENCE, "the tasks' runs", || {
         let log = worker.log();
         let has_run = |n: u64| log.contains(&format!("RAN {{\"id\": \"task-{n}\""));
