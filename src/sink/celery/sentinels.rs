@@ -120,7 +120,7 @@ mod tests {
                 "with the first",
             ),
         ] {
-            let error = parse(url, &manner).err().expect(url);
+            let error = parse(url, &manner).expect_err(url);
             assert!(
                 error.contains(words) && !error.contains("s3cret"),
                 "{url}: {error}"
@@ -154,9 +154,7 @@ mod tests {
                 assert_eq!(sentinel.tls, login.tls.clone().filter(|_| tls));
             }
         }
-        let error = parse("sentinel://a", &manner(true))
-            .err()
-            .expect("no options");
+        let error = parse("sentinel://a", &manner(true)).expect_err("no options");
         assert!(error.contains("ssl_cert_reqs=required"), "{error}");
     }
 }

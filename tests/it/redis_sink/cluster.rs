@@ -140,8 +140,13 @@ pub(super) async fn move_a_slot(cluster: &Cluster, lane: &mut Lane) {
 async fn a_node_that_is_killed_loses_nothing_and_nothing_comes_twice() {
     let mut cluster = Cluster::start();
     let mut lane = lane(&cluster);
+    kill_nodes(&mut cluster, &mut lane, 6).await;
+}
+
+/// So often.
+pub(super) async fn kill_nodes(cluster: &mut Cluster, lane: &mut Lane, times: usize) {
     let mut next = 0;
-    for round in 0..6 {
+    for round in 0..times {
         lane.delivers(&batch(next..next + 60)).await;
         next += 60;
         cluster.nodes[round % 3].kill9();
@@ -174,7 +179,7 @@ async fn a_node_that_is_killed_loses_nothing_and_nothing_comes_twice() {
     }
     let mut ids: Vec<u64> = KEYS
         .iter()
-        .flat_map(|key| arrived(&cluster, &format!("e:{key}")))
+        .flat_map(|key| arrived(cluster, &format!("e:{key}")))
         .collect();
     ids.sort_unstable();
     assert_eq!(ids, (0..next).collect::<Vec<_>>());

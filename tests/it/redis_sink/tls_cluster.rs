@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use aftercommit::sink::Outcome;
 use serde_json::{Value, json};
 
-use super::cluster::{all, batch, move_a_slot};
+use super::cluster::{all, batch, kill_nodes, move_a_slot};
 use super::{Lane, open};
 use crate::support::redis::Options;
 use crate::support::redis_ha::Cluster;
@@ -41,6 +41,14 @@ async fn a_slot_may_move_over_tls() {
     let cluster = cluster(&certificates, &[]);
     let url = cluster.tls_url(LOGIN, "127.0.0.1", &trusting(&certificates));
     move_a_slot(&cluster, &mut lane(&url)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_loses_nothing_over_tls() {
+    let certificates = Certificates::new();
+    let mut cluster = cluster(&certificates, &[]);
+    let url = cluster.tls_url(LOGIN, "127.0.0.1", &trusting(&certificates));
+    kill_nodes(&mut cluster, &mut lane(&url), 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

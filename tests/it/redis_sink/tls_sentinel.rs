@@ -1,5 +1,7 @@
 //! A primary with a replica and sentinels, all over TLS and with passwords: failover, and what keeps us out.
 
+use std::process::{Command, Stdio};
+
 use serde_json::{Value, json};
 
 use super::sentinel::{SECRETS, hand_over};
@@ -175,4 +177,48 @@ async fn check_tells_the_truth_over_tls() {
         let seen = format!("{:?}", open(settings.clone()).probe().await);
         assert!(seen.contains(words) && !seen.contains("Fault"), "{seen}");
     }
+    // And so does the command.
+    let way = Way::to(&guarded, &certificates);
+    let (code, out) = check_online(&way);
+    assert_eq!(code, Some(0), "{out}");
+    for words in [
+        "ok: sink events: Redis 7",
+        "warning: sink events: appendonly is off",
+        "warning: sink events: maxmemory-policy is allkeys-lru",
+    ] {
+        assert!(out.contains(words), "{out}");
+    }
+    let other = Certificates::new();
+    let other = other.authority().display().to_string();
+    let authority = certificates.authority().display().to_string();
+    let (code, out) = check_online(&way.with(&authority, &other));
+    assert_eq!(code, Some(1), "{out}");
+    assert!(
+        out.contains("error: sink events: ") && out.contains("issued it in ssl_ca_certs"),
+        "{out}"
+    );
+    assert!(!out.contains("-pw"), "{out}");
+}
+
+/// `check --online`: its exit code, and what it prints.
+fn check_online(way: &Way) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = format!(
+        "[postgres]\nurl = \"postgres://app@db/app\"\n[sink.redis.events]\nurl = \"{}\"\nstream = \"events\"\n\
+         replicas = 1\n[[route]]\ntask = \"*\"\nsink = \"events\"\n",
+        way.url()
+    );
+    std::fs::write(folder.path().join("app.toml"), config).expect("written");
+    let output = Command::new(env!("CARGO_BIN_EXE_aftercommit"))
+        .args(["check", "--online", "-c", "app.toml"])
+        .current_dir(folder.path())
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .expect("it runs");
+    let text = [output.stdout, output.stderr].concat();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&text).into_owned(),
+    )
 }
