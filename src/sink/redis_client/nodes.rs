@@ -23,6 +23,8 @@ use crate::sink::{Cause, Outage};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// What a cluster asks for beside what a single server does.
 const RIGHTS: &str = "in a cluster ACL SETUSER ... +cluster|slots +asking";
+/// So many nodes that the URL does not name are asked, where those that it names do not answer.
+const OTHERS: usize = 4;
 /// A slot that is on its way may be asked for at two or three nodes.
 const REDIRECTS: usize = 5;
 
@@ -84,7 +86,7 @@ impl Nodes {
     pub(in crate::sink) fn forget(&mut self) {
         self.links.clear();
         self.primary = None;
-        self.map = Map::default();
+        self.map.outdate();
     }
 
     /// The connection to the only server that there is. Whoever does not give it back closes it.
@@ -242,7 +244,8 @@ impl Nodes {
         }
     }
 
-    /// Asks the nodes that are known, one after the other, which slots are where.
+    /// Asks the nodes that are known, one after the other, which slots are where: those that the URL names may all be gone. Where
+    /// one that it does not name was, there may be another cluster by now.
     async fn ask_map(&mut self) -> Result<Map, Outage> {
         let known: Vec<Place> = self.links.keys().cloned().collect();
         let seeds = match &self.servers {
@@ -250,7 +253,11 @@ impl Nodes {
             _ => &[],
         };
         let mut last = self.outage("it has no nodes");
-        for place in known.iter().chain(seeds).cloned().collect::<Vec<_>>() {
+        let sure = known.len() + seeds.len();
+        let others = self.map.nodes().filter(|place| !seeds.contains(place));
+        let others = others.take(OTHERS);
+        let all: Vec<Place> = known.iter().chain(seeds).chain(others).cloned().collect();
+        for (nth, place) in all.into_iter().enumerate() {
             let mut request = Vec::new();
             resp::write_command(&mut request, &[b"CLUSTER", b"SLOTS"]);
             let errand = [Errand {
@@ -265,6 +272,9 @@ impl Nodes {
                     let reply = replies.into_iter().flatten().next();
                     let map = reply.as_ref().and_then(|reply| Map::read(reply, &place));
                     last = match (map, reply) {
+                        (Some(map), _) if nth >= sure && !map.is_akin(&self.map) => {
+                            self.outage(&format!("{place} is of another cluster now"))
+                        }
                         (Some(map), _) => {
                             self.links.insert(place, link);
                             return Ok(map);

@@ -63,8 +63,17 @@ impl Tags {
 pub(in crate::sink) struct Map {
     /// First slot, last slot, primary.
     ranges: Vec<(u16, u16, Place)>,
-    /// The host names of nodes that are reached by their addresses: what their certificates are for.
-    names: HashMap<Place, String>,
+    /// All nodes, replicas too.
+    nodes: HashMap<Place, Node>,
+}
+
+/// A node of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Node {
+    /// What the cluster calls it; no other node of any cluster has the same one.
+    id: String,
+    /// Its host name, where it is reached by its address: what its certificate is for.
+    name: Option<String>,
 }
 
 impl Map {
@@ -74,7 +83,7 @@ impl Map {
         let Reply::Array(Some(ranges)) = reply else {
             return None;
         };
-        let mut names = HashMap::new();
+        let mut known = HashMap::new();
         let range = |range: &Reply| {
             let Reply::Array(Some(parts)) = range else {
                 return None;
@@ -83,13 +92,10 @@ impl Map {
                 return None;
             };
             let mut nodes = nodes.iter().map(|node| read_node(node, asked));
-            let (primary, name) = nodes.next()??;
+            let (primary, node) = nodes.next()??;
             // A replica may be where a node sends us later.
-            let replicas = nodes
-                .flatten()
-                .filter_map(|(place, name)| Some((place, name?)));
-            names.extend(replicas);
-            names.extend(name.map(|name| (primary.clone(), name)));
+            known.extend(nodes.flatten());
+            known.insert(primary.clone(), node);
             Some((
                 u16::try_from(*first).ok()?,
                 u16::try_from(*last).ok()?,
@@ -97,16 +103,33 @@ impl Map {
             ))
         };
         let ranges = ranges.iter().map(range).collect::<Option<_>>()?;
-        Some(Map { ranges, names })
+        Some(Map {
+            ranges,
+            nodes: known,
+        })
     }
 
     /// The name that a node's certificate is for, where it is reached by its address.
     pub(in crate::sink) fn name(&self, place: &Place) -> Option<&String> {
-        self.names.get(place)
+        self.nodes.get(place)?.name.as_ref()
     }
 
-    /// It is no longer true, and must be asked for again. The names are kept: they are needed on the way to a node that has
-    /// got a slot.
+    /// The places of all nodes.
+    pub(in crate::sink) fn nodes(&self) -> impl Iterator<Item = &Place> {
+        self.nodes.keys()
+    }
+
+    /// Whether both are of one cluster: they have a node in common.
+    pub(in crate::sink) fn is_akin(&self, other: &Map) -> bool {
+        let has = |node: &Node| {
+            let same = |theirs: &Node| theirs.id == node.id;
+            !node.id.is_empty() && other.nodes.values().any(same)
+        };
+        self.nodes.values().any(has)
+    }
+
+    /// It is no longer true, and must be asked for again. The nodes are kept: who asks needs one, and whoever is sent to
+    /// another needs its name.
     pub(in crate::sink) fn outdate(&mut self) {
         self.ranges.clear();
     }
@@ -166,8 +189,8 @@ impl Redirect {
     }
 }
 
-/// A node in the answer of CLUSTER SLOTS, and the name that its certificate is for, if that is another than the host.
-fn read_node(node: &Reply, asked: &Place) -> Option<(Place, Option<String>)> {
+/// A node in the answer of CLUSTER SLOTS.
+fn read_node(node: &Reply, asked: &Place) -> Option<(Place, Node)> {
     let Reply::Array(Some(node)) = node else {
         return None;
     };
@@ -195,7 +218,8 @@ fn read_node(node: &Reply, asked: &Place) -> Option<(Place, Option<String>)> {
     };
     let is_address = host.parse::<IpAddr>().is_ok();
     let name = other("hostname").filter(|name| is_address && !name.is_empty());
-    Some((found(host, port, asked)?, name))
+    let id = more.first().and_then(text).unwrap_or_default();
+    Some((found(host, port, asked)?, Node { id, name }))
 }
 
 /// A node that gives no host is at the one that was asked.
@@ -292,7 +316,31 @@ mod tests {
             let known = |place: &Place| map.name(place).map(String::as_str);
             assert_eq!(known(&at), name, "{text}");
             assert_eq!(known(&place("10.0.0.2", 7002)), Some("n.local"));
+            assert_eq!(map.nodes().count(), 2);
         }
+    }
+
+    #[test]
+    fn a_cluster_is_known_by_its_nodes() {
+        let map = |ids: &[&str]| {
+            let nodes: String = ids
+                .iter()
+                .zip(1..)
+                .map(|(id, port)| format!("*3\r\n$1\r\nh\r\n:{port}\r\n${}\r\n{id}\r\n", id.len()))
+                .collect();
+            let text = format!("*1\r\n*{}\r\n:0\r\n:16383\r\n{nodes}", 2 + ids.len());
+            let (reply, _) = parse(text.as_bytes()).expect("a reply").expect("all of it");
+            Map::read(&reply, &place("seed", 1)).expect("a map")
+        };
+        for (ours, theirs, expected) in [
+            (&["a", "b"][..], &["c", "b"][..], true),
+            (&["a", "b"], &["c", "d"], false),
+            (&["a", ""], &["c", ""], false),
+        ] {
+            let (ours, theirs) = (map(ours), map(theirs));
+            assert_eq!(ours.is_akin(&theirs), expected, "{ours:?} {theirs:?}");
+        }
+        assert!(!map(&["a"]).is_akin(&Map::default()));
     }
 
     #[test]

@@ -4,7 +4,9 @@ use aftercommit::outbox::{Field, Task};
 use aftercommit::sink::Outcome;
 use serde_json::json;
 
+use super::sentinel::hand_over;
 use super::{Lane, entry, numbers, open, task};
+use crate::support::redis::Options;
 use crate::support::redis_ha::Cluster;
 
 fn lane(cluster: &Cluster) -> Lane {
@@ -134,6 +136,29 @@ pub(super) async fn move_a_slot(cluster: &Cluster, lane: &mut Lane) {
     assert_eq!(all(cluster), (0..300).collect::<Vec<_>>());
     let (id, _) = target.entries(stream).swap_remove(1);
     assert_eq!(id, entry(6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_are_found_without_the_node_that_the_url_names() {
+    let mut cluster = Cluster::start_with(Options {
+        settings: &[("cluster-require-full-coverage", "no")],
+        ..Options::default()
+    });
+    let mut lane = lane(&cluster);
+    lane.delivers(&batch(0..60)).await;
+    let is_elsewhere = |key: &str| cluster.node_of(&format!("e:{key}")) != 2;
+    let (there, gone): (Vec<&str>, Vec<&str>) = KEYS.into_iter().partition(|key| is_elsewhere(key));
+    cluster.nodes[2].kill9();
+    let cause = lane
+        .hand(&[task(60, &[(Field::Key, gone[0])])])
+        .await
+        .expect_err("it is away");
+    assert!(cause.contains("cannot be reached"), "{cause}");
+    let more: Vec<Task> = (100..160)
+        .zip(there.iter().cycle())
+        .map(|(n, key)| task(n, &[(Field::Key, key)]))
+        .collect();
+    hand_over(&mut lane, &more).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
