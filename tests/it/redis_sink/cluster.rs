@@ -149,11 +149,8 @@ async fn the_others_are_found_without_the_node_that_the_url_names() {
     let is_elsewhere = |key: &str| cluster.node_of(&format!("e:{key}")) != 2;
     let (there, gone): (Vec<&str>, Vec<&str>) = KEYS.into_iter().partition(|key| is_elsewhere(key));
     cluster.nodes[2].kill9();
-    let cause = lane
-        .hand(&[task(60, &[(Field::Key, gone[0])])])
-        .await
-        .expect_err("it is away");
-    assert!(cause.contains("cannot be reached"), "{cause}");
+    let outage = lane.hand(&[task(60, &[(Field::Key, gone[0])])]).await;
+    outage.expect_err("it is away");
     let more: Vec<Task> = (100..160)
         .zip(there.iter().cycle())
         .map(|(n, key)| task(n, &[(Field::Key, key)]))
