@@ -24,8 +24,10 @@
 mod flow;
 mod probe;
 mod properties;
+mod security;
 mod session;
 mod topic;
+mod trouble;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -33,11 +35,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, FromClientConfig as _};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::BaseProducer;
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::flow::Kafka;
+use self::security::Security;
 use self::session::Manner;
 use super::settings::{Either, check_timeout, default_timeout};
 use super::{Delivery, Invalid, Probe, SecretFile, Settings, Sink};
@@ -79,13 +83,25 @@ fn default_source() -> String {
 }
 
 impl Config {
-    fn client(&self, manner: Manner) -> ClientConfig {
-        properties::client(
+    /// A client of librdkafka. It reads files, and connects to nobody before it is used.
+    fn make<C>(
+        &self,
+        manner: Manner,
+        make: impl FnOnce(&ClientConfig) -> Result<C, KafkaError>,
+    ) -> Result<C, Invalid> {
+        properties::check_files(&self.security())?;
+        let client = properties::client(
             &self.brokers,
             self.password.as_ref(),
             &self.properties,
             manner,
-        )
+        );
+        make(&client).map_err(|error| properties::refused(&error, &self.properties))
+    }
+
+    fn security(&self) -> Security<'_> {
+        let has_password = self.password.is_some() || self.password_file.is_some();
+        Security::of(&self.properties, has_password)
     }
 }
 
@@ -115,6 +131,7 @@ impl Settings for Config {
         };
         password.at_most_one()?;
         properties::check(&self.properties)?;
+        self.security().check(security::HAS_TLS)?;
         check_timeout("timeout", self.timeout)
     }
 
@@ -128,9 +145,11 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        // librdkafka looks at its properties when a client is made; it connects to nobody before it is used.
-        let made = BaseProducer::from_config(&self.client(Manner::Quick));
-        made.map_err(|error| properties::refused(&error, &self.properties))?;
+        if self.password_file.is_some() && self.password.is_none() {
+            return Err(Invalid::unread("password_file"));
+        }
+        // librdkafka looks at its properties when a client is made.
+        self.make(Manner::Quick, |client| BaseProducer::from_config(client))?;
         Ok(Box::new(Kafka::new(self.clone())))
     }
 }

@@ -23,21 +23,31 @@ pub(crate) const CLIENT: &str = "dispatcher";
 impl Certificates {
     /// Makes new ones; no client trusts them unless it is given [`authority`](Certificates::authority).
     pub(crate) fn new() -> Certificates {
-        Certificates::valid_until(4096)
+        Certificates::made(4096, &["localhost", "127.0.0.1"])
+    }
+
+    /// As [`new`](Certificates::new), but the server's is for another host.
+    pub(crate) fn of_another_host() -> Certificates {
+        Certificates::made(4096, &["elsewhere.example"])
     }
 
     /// As [`new`](Certificates::new), but the server's has expired long ago.
     pub(crate) fn expired() -> Certificates {
-        Certificates::valid_until(2001)
+        Certificates::made(2001, &["localhost", "127.0.0.1"])
     }
 
-    fn valid_until(year: i32) -> Certificates {
+    fn made(year: i32, names: &[&str]) -> Certificates {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // A certificate that has its issuer's name is one that has signed itself, to OpenSSL.
+        authority.distinguished_name = DistinguishedName::new();
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "authority");
         let authority =
             CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key"))
                 .expect("an authority");
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
         let key = KeyPair::generate().expect("a key");
         let mut server = CertificateParams::new(names).expect("names");
         server.not_after = date_time_ymd(year, 1, 1);
