@@ -18,8 +18,11 @@
 //!   retention; on a compacted topic, all but the last message of a key. Kafka confirms before it writes to disk: a message is
 //!   as safe as its replicas do not fail together.
 //!
-//! This build of librdkafka has no TLS, and of the SASL mechanisms only PLAIN: the rest needs OpenSSL. It compresses with lz4
-//! and snappy, not with gzip and zstd.
+//! **TLS and logins** are librdkafka's, by `properties`: `security.protocol`, `ssl.ca.location` (otherwise the authorities of the
+//! operating system count), `ssl.certificate.location` and `ssl.key.location`; `sasl.mechanism` (PLAIN, SCRAM-SHA-256 or
+//! SCRAM-SHA-512), `sasl.username`, and the key `password`. They need OpenSSL, and so the feature `kafka-tls`; without it there
+//! is PLAIN alone, and whoever asks for more is refused. What is said of TLS without TLS is refused, too: nothing falls back to
+//! plain. Files are read again when a producer is started, as after each outage.
 
 mod flow;
 mod probe;
@@ -34,7 +37,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rdkafka::config::{ClientConfig, FromClientConfig as _};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
 use rdkafka::error::KafkaError;
 use rdkafka::producer::BaseProducer;
 use secrecy::SecretString;
@@ -42,7 +45,7 @@ use serde::Deserialize;
 
 use self::flow::Kafka;
 use self::security::Security;
-use self::session::Manner;
+use self::session::{Manner, Quiet};
 use super::settings::{Either, check_timeout, default_timeout};
 use super::{Delivery, Invalid, Probe, SecretFile, Settings, Sink};
 use crate::envelope::parcel::Format;
@@ -149,7 +152,9 @@ impl Settings for Config {
             return Err(Invalid::unread("password_file"));
         }
         // librdkafka looks at its properties when a client is made.
-        self.make(Manner::Quick, |client| BaseProducer::from_config(client))?;
+        self.make(Manner::Quick, |client| {
+            BaseProducer::from_config_and_context(client, Quiet)
+        })?;
         Ok(Box::new(Kafka::new(self.clone())))
     }
 }

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig as _;
+use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use super::flow::Kafka;
-use super::session::{Manner, Session};
+use super::session::{Manner, Quiet, Session};
 use super::verdict::{self, Refusal};
 use crate::sink::{Outage, Sight};
 
@@ -60,7 +59,7 @@ impl Kafka {
             )]
         };
         let made = self.config.make(Manner::Quick, |client| {
-            AdminClient::<DefaultClientContext>::from_config(client)
+            AdminClient::from_config_and_context(client, Quiet)
         });
         let admin = match made {
             Ok(admin) => admin,

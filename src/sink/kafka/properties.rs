@@ -87,7 +87,8 @@ pub(super) fn client(
         Manner::Quick => client.set("enable.gapless.guarantee", "true"),
         Manner::Careful => client.set("batch.num.messages", "1"),
     };
-    client.set_log_level(RDKafkaLogLevel::Warning);
+    // Who hangs up is told from here on.
+    client.set_log_level(RDKafkaLogLevel::Info);
     client
 }
 

@@ -213,7 +213,40 @@ struct Ear {
     troubled: Troubled,
 }
 
+impl Ear {
+    /// What passes is not told in place of what stays.
+    fn note(&self, trouble: Trouble) {
+        let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = |(_, known): &(Instant, Trouble)| known.stays;
+        if trouble.stays || !troubled.as_ref().is_some_and(stays) {
+            *troubled = Some((Instant::now(), trouble));
+        }
+    }
+}
+
 impl ClientContext for Ear {
+    /// A broker that hangs up is no error to librdkafka, but a line in its log.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Quiet.log(level, facility, message);
+        if facility == "FAIL" {
+            self.note(Trouble::of(None, message));
+        }
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        if code != Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.note(Trouble::of(code, reason));
+        }
+    }
+}
+
+/// Whose errors come with its answers.
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
     /// At once a line for each attempt to connect: what it comes to is told with the outcome.
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, "librdkafka: {message}");
@@ -221,14 +254,13 @@ impl ClientContext for Ear {
 
     fn stats_raw(&self, _: &[u8]) {}
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
-            return;
-        }
-        let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
-        *troubled = Some((Instant::now(), Trouble::of(code, reason)));
-    }
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ProducerContext for Quiet {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
 impl ProducerContext for Ear {

@@ -15,7 +15,7 @@ const OUR_CERTIFICATE: &str = "ssl.certificate.location and ssl.key.location";
 
 impl Trouble {
     pub(super) fn of(code: Option<RDKafkaErrorCode>, reason: &str) -> Trouble {
-        let reason = timeless(reason);
+        let reason = timeless(threadless(reason));
         let Some((place, what)) = reason.split_once(": ") else {
             return passing(reason.to_owned());
         };
@@ -39,6 +39,7 @@ impl Trouble {
         } else if said(&[
             "alert bad certificate",
             "alert unknown ca",
+            "alert decrypt error",
             "alert certificate",
         ]) {
             stays(format!(
@@ -54,6 +55,14 @@ impl Trouble {
             ))
         } else if code == Some(SSL) {
             stays(format!("no TLS with {place}: {what}"))
+        } else if said(&["connecting to a PLAINTEXT broker listener?"]) {
+            passing(format!(
+                "{place} hangs up before TLS has begun: its listener may be one without, see security.protocol"
+            ))
+        } else if what.starts_with("Disconnected") && !place.starts_with("sasl_ssl://") {
+            passing(format!(
+                "{place} hangs up: unless it is going down, its listener may want TLS or a login, see security.protocol"
+            ))
         } else {
             passing(format!("{place}: {what}"))
         }
@@ -64,6 +73,14 @@ fn passing(words: String) -> Trouble {
     Trouble {
         words,
         stays: false,
+    }
+}
+
+/// Without the thread that a line of the log begins with: `[thrd:kafka:9092/bootstrap]: `.
+fn threadless(reason: &str) -> &str {
+    match reason.split_once("]: ") {
+        Some((thread, rest)) if thread.starts_with("[thrd:") => rest,
+        _ => reason,
     }
 }
 
