@@ -149,7 +149,7 @@ async fn one_side_in_plain_is_told() {
     let place = Place::new(Door::Open);
     let mut sink = place.with_properties(&json!({}));
     place
-        .refuses(&mut sink, "its listener may want TLS or a login")
+        .refuses(&mut sink, "its listener may be one with TLS")
         .await;
     let mut sink = config(&place.kafka.brokers(), json!({"properties": place.tls()}))
         .open()

@@ -55,17 +55,24 @@ impl Trouble {
             ))
         } else if code == Some(SSL) {
             stays(format!("no TLS with {place}: {what}"))
-        } else if said(&["connecting to a PLAINTEXT broker listener?"]) {
+        } else if said(&["Disconnected"]) {
+            let other = other_listener(place);
             passing(format!(
-                "{place} hangs up before TLS has begun: its listener may be one without, see security.protocol"
-            ))
-        } else if what.starts_with("Disconnected") && !place.starts_with("sasl_ssl://") {
-            passing(format!(
-                "{place} hangs up: unless it is going down, its listener may want TLS or a login, see security.protocol"
+                "{place} hangs up: unless it is going down, its listener may be one {other}, see security.protocol"
             ))
         } else {
             passing(format!("{place}: {what}"))
         }
+    }
+}
+
+/// What may listen there instead, as seen by how we have tried.
+fn other_listener(place: &str) -> &'static str {
+    match place.split_once("://") {
+        Some(("ssl", _)) => "without TLS, or with a login",
+        Some(("sasl_plaintext", _)) => "with TLS",
+        Some(("sasl_ssl", _)) => "without TLS",
+        _ => "with TLS, or with a login",
     }
 }
 
@@ -144,6 +151,12 @@ mod tests {
                 RDKafkaErrorCode::BrokerTransportFailure,
                 "kafka:9092/bootstrap: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state CONNECT)",
                 "kafka:9092: Connect to ipv4#127.0.0.1:9092 failed: Connection refused",
+                false,
+            ),
+            (
+                RDKafkaErrorCode::BrokerTransportFailure,
+                "sasl_ssl://kafka:9092/bootstrap: SSL handshake failed: Disconnected: connection closed by peer: connecting to a PLAINTEXT broker listener? (after 2ms in state SSL_HANDSHAKE)",
+                "sasl_ssl://kafka:9092 hangs up: unless it is going down, its listener may be one without TLS, see security.protocol",
                 false,
             ),
             (
