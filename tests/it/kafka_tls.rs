@@ -10,7 +10,7 @@ use crate::kafka::{all_delivered, batch, config, in_order};
 use crate::support::daemon::{Daemon, program};
 use crate::support::exam::{CANARY_SECRET, Exam, assert_discreet, says};
 use crate::support::kafka::{Kafka, TOPIC};
-use crate::support::kafka_front::{Door, KafkaFront, USER};
+use crate::support::kafka_front::{Admission, KafkaFront, USER};
 use crate::support::process::scratch;
 use crate::support::scram::Mechanism;
 use crate::support::tls::Certificates;
@@ -23,13 +23,13 @@ struct Place {
 }
 
 impl Place {
-    fn new(door: Door) -> Place {
-        Place::with(Certificates::new(), door)
+    fn new(admission: Admission) -> Place {
+        Place::with(Certificates::new(), admission)
     }
 
-    fn with(certificates: Certificates, door: Door) -> Place {
+    fn with(certificates: Certificates, admission: Admission) -> Place {
         let kafka = Kafka::start(2);
-        let front = KafkaFront::start(&kafka.brokers(), &certificates, door);
+        let front = KafkaFront::start(&kafka.brokers(), &certificates, admission);
         Place {
             kafka,
             front,
@@ -111,7 +111,7 @@ fn and(properties: &Value, more: &[(&str, Value)]) -> Value {
 
 #[tokio::test]
 async fn tasks_go_over_tls_and_to_each_broker() {
-    let place = Place::new(Door::Open);
+    let place = Place::new(Admission::Open);
     let mut sink = place.with_properties(&place.tls());
     place.delivers(&mut sink).await;
 }
@@ -120,12 +120,12 @@ async fn tasks_go_over_tls_and_to_each_broker() {
 async fn whom_it_does_not_trust_gets_nothing() {
     let words = "is not trusted: ssl.ca.location has to name its authority";
     let others = Certificates::new();
-    let place = Place::new(Door::Open);
+    let place = Place::new(Admission::Open);
     let foreign = [("ssl.ca.location", json!(others.authority()))];
     let mut sink = place.with_properties(&and(&place.tls(), &foreign));
     place.refuses(&mut sink, words).await;
     for certificates in [Certificates::expired(), Certificates::of_another_host()] {
-        let place = Place::with(certificates, Door::Open);
+        let place = Place::with(certificates, Admission::Open);
         let mut sink = place.with_properties(&place.tls());
         place.refuses(&mut sink, words).await;
         assert_eq!(place.front.let_in(), 0);
@@ -135,7 +135,7 @@ async fn whom_it_does_not_trust_gets_nothing() {
 /// Whoever turns the check of names off is told what that means.
 #[tokio::test]
 async fn names_count_unless_they_are_told_not_to() {
-    let place = Place::with(Certificates::of_another_host(), Door::Open);
+    let place = Place::with(Certificates::of_another_host(), Admission::Open);
     let unnamed = [("ssl.endpoint.identification.algorithm", json!("none"))];
     let mut sink = place.with_properties(&and(&place.tls(), &unnamed));
     place.delivers(&mut sink).await;
@@ -146,7 +146,7 @@ async fn names_count_unless_they_are_told_not_to() {
 
 #[tokio::test]
 async fn one_side_in_plain_is_told() {
-    let place = Place::new(Door::Open);
+    let place = Place::new(Admission::Open);
     let mut sink = place.with_properties(&json!({}));
     place
         .refuses(&mut sink, "its listener may be one with TLS")
@@ -161,7 +161,7 @@ async fn one_side_in_plain_is_told() {
 
 #[tokio::test]
 async fn a_certificate_of_ours_where_it_is_demanded() {
-    let place = Place::new(Door::Certificate);
+    let place = Place::new(Admission::Certificate);
     let ours = |of: &Certificates| {
         [
             ("ssl.certificate.location", json!(of.client())),
@@ -192,8 +192,8 @@ async fn logins_and_what_becomes_of_a_wrong_password() {
         Mechanism::ScramSha256,
         Mechanism::ScramSha512,
     ] {
-        let place = Place::new(Door::Login(mechanism));
-        place.front.set_password("right");
+        let place = Place::new(Admission::Login(mechanism));
+        place.front.admit(Some("right"));
         let with = |password: &str| {
             place.sink(json!({"properties": place.login(mechanism), "password": password}))
         };
@@ -206,14 +206,14 @@ async fn logins_and_what_becomes_of_a_wrong_password() {
             .await;
         assert_eq!(place.front.let_in(), 0);
         // The cluster's side is mended: the same sink goes on.
-        place.front.set_password("wrong");
+        place.front.admit(Some("wrong"));
         place.delivers(&mut sink).await;
     }
 }
 
 #[tokio::test]
 async fn another_mechanism_than_the_brokers_is_told() {
-    let place = Place::new(Door::Login(Mechanism::ScramSha512));
+    let place = Place::new(Admission::Login(Mechanism::ScramSha512));
     let settings = json!({"properties": place.login(Mechanism::Plain), "password": "x"});
     let mut sink = place.sink(settings);
     place
@@ -310,8 +310,8 @@ fn look(config: &Path, authorities: &Path) -> (Option<i32>, String) {
 /// The authorities of the operating system are those that count where none are named.
 #[tokio::test]
 async fn check_online_says_whether_kafka_lets_us_in() {
-    let place = Place::new(Door::Login(Mechanism::ScramSha256));
-    place.front.set_password("right");
+    let place = Place::new(Admission::Login(Mechanism::ScramSha256));
+    place.front.admit(Some("right"));
     let mut properties = place.login(Mechanism::ScramSha256);
     properties
         .as_object_mut()
@@ -359,9 +359,9 @@ async fn check_online_says_whether_kafka_lets_us_in() {
 async fn tasks_wait_for_the_right_authority_and_the_right_password() {
     const ROWS: usize = 300;
     let exam = Exam::start();
-    let place = Place::new(Door::Login(Mechanism::ScramSha512));
+    let place = Place::new(Admission::Login(Mechanism::ScramSha512));
     let right = format!("{CANARY_SECRET}-right");
-    place.front.set_password(&right);
+    place.front.admit(Some(&right));
     let folder = scratch("kafka");
     let (authority, password) = (folder.path().join("ca.pem"), folder.path().join("password"));
     let others = Certificates::new();

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
 use tokio::net::TcpStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::port::free_port;
@@ -26,7 +26,7 @@ const SASL_AUTHENTICATION_FAILED: i16 = 58;
 
 /// Who is let in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Door {
+pub(crate) enum Admission {
     /// Everyone who speaks TLS.
     Open,
     /// Who has a certificate of the same authority.
@@ -48,8 +48,10 @@ pub(crate) struct KafkaFront {
 
 struct Rules {
     acceptor: TlsAcceptor,
-    door: Door,
-    password: Mutex<String>,
+    admission: Admission,
+    password: Mutex<Option<String>>,
+    /// Who is in leaves when this changes.
+    turns: watch::Sender<usize>,
     /// The brokers' ports, and ours.
     ports: Vec<(u16, u16)>,
     let_in: AtomicUsize,
@@ -57,16 +59,21 @@ struct Rules {
 
 impl KafkaFront {
     /// In front of these brokers: `127.0.0.1:1000,127.0.0.1:1001`.
-    pub(crate) fn start(brokers: &str, certificates: &Certificates, door: Door) -> KafkaFront {
+    pub(crate) fn start(
+        brokers: &str,
+        certificates: &Certificates,
+        admission: Admission,
+    ) -> KafkaFront {
         let broker_ports = brokers.split(',').map(|broker| {
             let (_, port) = broker.rsplit_once(':').expect("a port");
             port.parse::<u16>().expect("a number")
         });
         let ports: Vec<(u16, u16)> = broker_ports.map(|port| (port, free_port())).collect();
         let rules = Arc::new(Rules {
-            acceptor: acceptor(certificates, door == Door::Certificate),
-            door,
+            acceptor: acceptor(certificates, admission == Admission::Certificate),
+            admission,
             password: Mutex::default(),
+            turns: watch::Sender::new(0),
             ports: ports.clone(),
             let_in: AtomicUsize::new(0),
         });
@@ -113,9 +120,10 @@ impl KafkaFront {
         brokers.join(",")
     }
 
-    /// The user's password from now on; who is in stays in.
-    pub(crate) fn set_password(&self, password: &str) {
-        password.clone_into(&mut lock(&self.rules.password));
+    /// The user's password from now on; with none, nobody is let in. Who is in has to leave.
+    pub(crate) fn admit(&self, password: Option<&str>) {
+        *lock(&self.rules.password) = password.map(str::to_owned);
+        self.rules.turns.send_modify(|turn| *turn += 1);
     }
 
     /// How many connections were let in.
@@ -148,6 +156,7 @@ async fn accept(listener: tokio::net::TcpListener, broker: u16, rules: Arc<Rules
 }
 
 async fn serve(client: TcpStream, broker: u16, rules: &Rules) -> io::Result<()> {
+    let mut turns = rules.turns.subscribe();
     let client = rules.acceptor.accept(client).await?;
     let broker = TcpStream::connect((Ipv4Addr::LOCALHOST, broker)).await?;
     let (from_client, to_client) = split(client);
@@ -156,6 +165,7 @@ async fn serve(client: TcpStream, broker: u16, rules: &Rules) -> io::Result<()> 
     tokio::select! {
         ended = requests(from_client, to_broker, &to_client, rules) => ended,
         ended = responses(from_broker, &to_client, rules) => ended,
+        _ = turns.changed() => Ok(()),
     }
 }
 
@@ -166,9 +176,9 @@ async fn requests(
     to_client: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
     rules: &Rules,
 ) -> io::Result<()> {
-    if let Door::Login(mechanism) = rules.door {
+    if let Admission::Login(mechanism) = rules.admission {
         let password = lock(&rules.password).clone();
-        let mut login = Login::new(mechanism, USER, &password);
+        let mut login = Login::new(mechanism, USER, password.as_deref());
         loop {
             let request = frame(&mut client).await?;
             let mut rest = Rest(&request);
@@ -229,7 +239,7 @@ async fn responses(
     to_client: &tokio::sync::Mutex<impl AsyncWrite + Unpin>,
     rules: &Rules,
 ) -> io::Result<()> {
-    let mut is_first = matches!(rules.door, Door::Login(_));
+    let mut is_first = matches!(rules.admission, Admission::Login(_));
     loop {
         let mut response = frame(&mut broker).await?;
         // What the broker can do is asked first, in a version that it has at the second attempt at the latest.

@@ -78,18 +78,18 @@ pub(crate) enum Step {
 pub(crate) struct Login {
     mechanism: Mechanism,
     user: String,
-    password: String,
+    password: Option<String>,
     /// The client's first words, without what precedes them, and ours.
     said: Option<(String, String)>,
 }
 
 impl Login {
-    /// Of this user alone.
-    pub(crate) fn new(mechanism: Mechanism, user: &str, password: &str) -> Login {
+    /// Of this user alone; without a password, of nobody.
+    pub(crate) fn new(mechanism: Mechanism, user: &str, password: Option<&str>) -> Login {
         Login {
             mechanism,
             user: user.to_owned(),
-            password: password.to_owned(),
+            password: password.map(str::to_owned),
             said: None,
         }
     }
@@ -101,8 +101,9 @@ impl Login {
         };
         let step = match (self.mechanism, self.said.take()) {
             (Mechanism::Plain, _) => {
-                let right = format!("\0{}\0{}", self.user, self.password);
-                (words == right).then(|| Step::Done(Vec::new()))
+                let right = |password| format!("\0{}\0{password}", self.user);
+                let right = self.password.as_deref().map(right);
+                (right.as_deref() == Some(words)).then(|| Step::Done(Vec::new()))
             }
             (_, None) => self.first(words),
             (_, Some((client, server))) => self.last(&client, &server, words),
@@ -129,7 +130,9 @@ impl Login {
             return None;
         }
         let all = format!("{client},{server},{unproven}");
-        let salted = self.mechanism.salted(&self.password, SALT, ROUNDS);
+        let salted = self
+            .mechanism
+            .salted(self.password.as_deref()?, SALT, ROUNDS);
         let key = self.mechanism.hmac(&salted, b"Client Key");
         let stored = self.mechanism.hash(&key);
         let right = xor(&key, &self.mechanism.hmac(&stored, all.as_bytes()));
