@@ -14,6 +14,8 @@ have() {
     rabbitmq-server) [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] ;;
     libfaketime) ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 ;;
     ruby-sidekiq) command -v sidekiq >/dev/null ;;
+    libssl-dev) [ -e /usr/include/openssl/ssl.h ] || pkg-config --exists openssl 2>/dev/null ;;
+    pkg-config) command -v pkg-config >/dev/null ;;
     npm) command -v node >/dev/null && command -v npm >/dev/null ;;
     nats-server) command -v nats-server >/dev/null ;;
     python3-venv) python3 -c 'import ensurepip, venv' 2>/dev/null ;;

@@ -20,7 +20,7 @@ mkdir -p "$out"
 receipts=$out/receipts
 : >"$receipts"
 
-features=${FEATURES-kafka,sqs}
+features=${FEATURES-kafka-tls,sqs}
 cargo build --release --quiet --features "$features"
 tests=$(cargo test --no-run --profile harness --features "$features" --test it --message-format json |
     sed -n 's/.*"executable":"\([^"]*\/it-[^"]*\)".*/\1/p' | tail -n 1)

@@ -15,7 +15,7 @@ use crate::support::daemon::Daemon;
 use crate::support::exam::{Exam, assert_discreet};
 use crate::support::kafka::{Kafka, TOPIC};
 
-fn config(brokers: &str, settings: Value) -> Config {
+pub(crate) fn config(brokers: &str, settings: Value) -> Config {
     let mut config = json!({"brokers": brokers, "topic": TOPIC, "timeout": "2s"});
     for (key, value) in settings.as_object().expect("settings") {
         config[key] = value.clone();
@@ -34,7 +34,7 @@ fn task(id: &str, key: Option<&str>, more: &[(Field, &str)]) -> Task {
     Task::from_fields(fields, Position::default(), Timestamp(0))
 }
 
-fn batch(prefix: &str, count: usize, keys: usize) -> Vec<Task> {
+pub(crate) fn batch(prefix: &str, count: usize, keys: usize) -> Vec<Task> {
     (0..count)
         .map(|n| {
             task(
@@ -50,7 +50,7 @@ async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {
     sink.deliver(tasks).await.expect("it is there")
 }
 
-fn all_delivered(outcomes: &[Outcome]) -> bool {
+pub(crate) fn all_delivered(outcomes: &[Outcome]) -> bool {
     outcomes.iter().all(|it| *it == Outcome::Delivered)
 }
 
@@ -223,7 +223,7 @@ async fn what_passes_is_waited_for() {
 }
 
 /// Each task is there once, those of a key in their order.
-fn in_order(kafka: &Kafka, tasks: &[Task]) {
+pub(crate) fn in_order(kafka: &Kafka, tasks: &[Task]) {
     let mut of_key: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
     for message in kafka.stored(TOPIC) {
         let ids = of_key
@@ -235,6 +235,22 @@ fn in_order(kafka: &Kafka, tasks: &[Task]) {
         let tasks = tasks.iter().filter(|task| task.key() == Some(&key));
         let expected: Vec<&str> = tasks.map(Task::id).collect();
         assert_eq!(ids, expected);
+    }
+}
+
+#[tokio::test]
+async fn each_way_to_compress_is_in_the_build() {
+    let kafka = Kafka::start(1);
+    for codec in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        kafka.create(codec);
+        let settings = json!({"topic": codec, "properties": {"compression.type": codec}});
+        let mut sink = open(&kafka, settings);
+        let text = format!("\"{}\"", "x".repeat(3000));
+        let tasks = [task(codec, Some("k"), &[(Field::Payload, &text)])];
+        assert!(all_delivered(&deliver(&mut sink, &tasks).await));
+        let stored = kafka.stored(codec);
+        let value = String::from_utf8_lossy(&stored[0].value);
+        assert!(value.contains(&text), "{codec}: {value}");
     }
 }
 
@@ -418,12 +434,25 @@ fn settings_that_do_not_do_are_told_in_words() {
             "properties has \"linger.ms\", which librdkafka does not take: Invalid value",
         ),
         (
-            json!({"properties": {"security.protocol": "ssl"}}),
-            "properties has \"security.protocol\"",
+            json!({"properties": {"security.protocol": "tls"}}),
+            "properties has a security.protocol that there is not",
         ),
         (
+            json!({"properties": {"security.protocol": "sasl_plaintext", "sasl.mechanism": "OAUTHBEARER", "sasl.username": "u"}, "password": "hunter2"}),
+            "properties has sasl.mechanism = OAUTHBEARER, which no build",
+        ),
+        (
+            json!({"properties": {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN", "sasl.username": "hunter2"}}),
+            "password is missing: PLAIN needs it",
+        ),
+        (
+            json!({"properties": {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN", "sasl.username": "u"}, "password_file": "/x"}),
+            "password_file has not been read",
+        ),
+        #[cfg(not(feature = "kafka-tls"))]
+        (
             json!({"properties": {"security.protocol": "sasl_plaintext", "sasl.mechanism": "SCRAM-SHA-256", "sasl.username": "u"}, "password": "hunter2"}),
-            "properties are refused by librdkafka: No provider for SASL mechanism",
+            "properties has sasl.mechanism = SCRAM-SHA-256, and this build has no TLS for Kafka: build it with --features kafka-tls",
         ),
     ] {
         let error = match config("h:9092", settings.clone()).open() {

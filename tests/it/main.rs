@@ -30,6 +30,8 @@ mod hold_store;
 mod init;
 #[cfg(feature = "kafka")]
 mod kafka;
+#[cfg(feature = "kafka-tls")]
+mod kafka_tls;
 mod keeper;
 mod ledger;
 mod lifecycle;

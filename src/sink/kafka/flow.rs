@@ -104,7 +104,7 @@ fn open<'s>(
 ) -> Result<&'s mut Session, Outage> {
     match place {
         Some(session) => Ok(session),
-        None => Ok(place.insert(Session::open(&config.client(manner))?)),
+        None => Ok(place.insert(Session::open(config, manner)?)),
     }
 }
 
@@ -313,8 +313,15 @@ async fn silence(
         let answer = session.ask(topic, MOMENT).await;
         answer.map_err(|_| session.away(config.timeout))?;
     }
+    let unconfirmed = match session.trouble() {
+        Some(trouble) => Outcome::Retry(Cause::new(format!(
+            "Kafka has not confirmed it in time: {}",
+            trouble.words
+        ))),
+        None => not_confirmed(),
+    };
     for known in known.iter_mut() {
-        known.get_or_insert_with(not_confirmed);
+        known.get_or_insert_with(|| unconfirmed.clone());
     }
     Ok(())
 }

@@ -18,27 +18,34 @@
 //!   retention; on a compacted topic, all but the last message of a key. Kafka confirms before it writes to disk: a message is
 //!   as safe as its replicas do not fail together.
 //!
-//! This build of librdkafka has no TLS, and of the SASL mechanisms only PLAIN: the rest needs OpenSSL. It compresses with lz4
-//! and snappy, not with gzip and zstd.
+//! **TLS and logins** are librdkafka's, by `properties`: `security.protocol`, `ssl.ca.location` (otherwise the authorities of the
+//! operating system count), `ssl.certificate.location` and `ssl.key.location`; `sasl.mechanism` (PLAIN, SCRAM-SHA-256 or
+//! SCRAM-SHA-512), `sasl.username`, and the key `password`. They need OpenSSL, and so the feature `kafka-tls`; without it there
+//! is PLAIN alone, and whoever asks for more is refused. What is said of TLS without TLS is refused, too: nothing falls back to
+//! plain. Files are read again when a producer is started, as after each outage.
 
 mod flow;
 mod probe;
 mod properties;
+mod security;
 mod session;
 mod topic;
+mod trouble;
 mod verdict;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use rdkafka::config::{ClientConfig, FromClientConfig as _};
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _};
+use rdkafka::error::KafkaError;
 use rdkafka::producer::BaseProducer;
 use secrecy::SecretString;
 use serde::Deserialize;
 
 use self::flow::Kafka;
-use self::session::Manner;
+use self::security::Security;
+use self::session::{Manner, Quiet};
 use super::settings::{Either, check_timeout, default_timeout};
 use super::{Delivery, Invalid, Probe, SecretFile, Settings, Sink};
 use crate::envelope::parcel::Format;
@@ -79,13 +86,25 @@ fn default_source() -> String {
 }
 
 impl Config {
-    fn client(&self, manner: Manner) -> ClientConfig {
-        properties::client(
+    /// A client of librdkafka. It reads files, and connects to nobody before it is used.
+    fn make<C>(
+        &self,
+        manner: Manner,
+        make: impl FnOnce(&ClientConfig) -> Result<C, KafkaError>,
+    ) -> Result<C, Invalid> {
+        properties::check_files(&self.security())?;
+        let client = properties::client(
             &self.brokers,
             self.password.as_ref(),
             &self.properties,
             manner,
-        )
+        );
+        make(&client).map_err(|error| properties::refused(&error, &self.properties))
+    }
+
+    fn security(&self) -> Security<'_> {
+        let has_password = self.password.is_some() || self.password_file.is_some();
+        Security::of(&self.properties, has_password)
     }
 }
 
@@ -115,6 +134,7 @@ impl Settings for Config {
         };
         password.at_most_one()?;
         properties::check(&self.properties)?;
+        self.security().check(security::HAS_TLS)?;
         check_timeout("timeout", self.timeout)
     }
 
@@ -128,9 +148,13 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        // librdkafka looks at its properties when a client is made; it connects to nobody before it is used.
-        let made = BaseProducer::from_config(&self.client(Manner::Quick));
-        made.map_err(|error| properties::refused(&error, &self.properties))?;
+        if self.password_file.is_some() && self.password.is_none() {
+            return Err(Invalid::unread("password_file"));
+        }
+        // librdkafka looks at its properties when a client is made.
+        self.make(Manner::Quick, |client| {
+            BaseProducer::from_config_and_context(client, Quiet)
+        })?;
         Ok(Box::new(Kafka::new(self.clone())))
     }
 }

@@ -1,18 +1,21 @@
 //! What Kafka says of itself and of the topic that concerns our messages: whether it takes them, and keeps them.
 
+use std::time::Duration;
+
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::config::FromClientConfig as _;
+use rdkafka::config::FromClientConfigAndContext as _;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use super::flow::Kafka;
-use super::session::{Manner, Session};
+use super::session::{Manner, Quiet, Session};
 use super::verdict::{self, Refusal};
 use crate::sink::{Outage, Sight};
 
 /// Asked for where topics differ from row to row: it is in every cluster that has consumers, and need not be.
 const ANY: &str = "__consumer_offsets";
+
+const PATIENCE: Duration = Duration::from_millis(4500);
 
 const REMEDY: &str =
     "see to it that the brokers run, and that brokers, properties and password are right";
@@ -26,12 +29,13 @@ impl Kafka {
     }
 
     async fn ask(&mut self) -> Result<Vec<Sight>, Outage> {
-        let session = Session::open(&self.config.client(Manner::Quick))?;
+        let session = Session::open(&self.config, Manner::Quick)?;
         let fixed = self.config.topic.fixed();
         let topic = fixed.unwrap_or(ANY);
-        let metadata = session.ask(topic, self.config.timeout).await?;
+        let metadata = session.ask(topic, self.patience()).await?;
         let brokers = metadata.brokers().len();
         let mut sights = vec![Sight::Good(format!("Kafka lets us in: {brokers} brokers"))];
+        sights.extend(self.config.security().risks());
         if let Some(topic) = fixed {
             sights.extend(described(&metadata, topic));
             if let Some((found, _)) = there(&metadata, topic) {
@@ -39,6 +43,11 @@ impl Kafka {
             }
         }
         Ok(sights)
+    }
+
+    /// For one question. There are two, and whoever looks has to hear what is wrong before their own patience ends.
+    fn patience(&self) -> Duration {
+        self.config.timeout.min(PATIENCE)
     }
 
     /// What the topic's settings lose.
@@ -49,11 +58,14 @@ impl Kafka {
                 "grant DescribeConfigs on the topic, or see to it that min.insync.replicas is 2 at least".to_owned(),
             )]
         };
-        let client = self.config.client(Manner::Quick);
-        let Ok(admin) = AdminClient::<DefaultClientContext>::from_config(&client) else {
-            return unknown("librdkafka cannot be started".to_owned());
+        let made = self.config.make(Manner::Quick, |client| {
+            AdminClient::from_config_and_context(client, Quiet)
+        });
+        let admin = match made {
+            Ok(admin) => admin,
+            Err(invalid) => return unknown(format!("librdkafka cannot be started: {invalid}")),
         };
-        let options = AdminOptions::new().request_timeout(Some(self.config.timeout));
+        let options = AdminOptions::new().request_timeout(Some(self.patience()));
         let asked = [ResourceSpecifier::Topic(topic)];
         let answer = admin.describe_configs(&asked, &options).await;
         // Its threads are waited for, which takes a moment.

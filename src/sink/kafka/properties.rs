@@ -1,16 +1,18 @@
 //! Which properties of librdkafka are ours, and which the operator's.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
 use secrecy::{ExposeSecret as _, SecretString};
 
+use super::security::Security;
 use super::session::Manner;
 use crate::sink::Invalid;
 
 /// Those that the sink relies on, or that have a key of their own, and why they are not to be given.
-const OURS: [(&str, &str); 24] = [
+const OURS: [(&str, &str); 25] = [
     ("bootstrap.servers", "is the key brokers"),
     ("metadata.broker.list", "is the key brokers"),
     ("sasl.password", "is the key password"),
@@ -34,6 +36,7 @@ const OURS: [(&str, &str); 24] = [
     ("log_level", "follows the daemon's log"),
     ("log.queue", "follows the daemon's log"),
     ("plugin.library.paths", "would load foreign code"),
+    ("ssl.engine.location", "would load foreign code"),
     ("test.mock.num.brokers", "would deliver to nobody"),
 ];
 
@@ -84,8 +87,21 @@ pub(super) fn client(
         Manner::Quick => client.set("enable.gapless.guarantee", "true"),
         Manner::Careful => client.set("batch.num.messages", "1"),
     };
-    client.set_log_level(RDKafkaLogLevel::Warning);
+    // Who hangs up is told from here on.
+    client.set_log_level(RDKafkaLogLevel::Info);
     client
+}
+
+/// Reads what librdkafka is going to read, and names what it could not.
+pub(super) fn check_files(security: &Security<'_>) -> Result<(), Invalid> {
+    for (name, path) in security.files() {
+        if let Err(error) = File::open(&path) {
+            let path = path.display();
+            let words = format!("has {name} = {path}, which cannot be read: {error}");
+            return Err(Invalid::new("properties", words));
+        }
+    }
+    Ok(())
 }
 
 /// librdkafka does not take a property, or not its value. Values that may be secret are not repeated.
@@ -97,12 +113,12 @@ pub(super) fn refused(error: &KafkaError, given: &BTreeMap<String, SecretString>
             format!("has {name:?}, which librdkafka does not take: {what}")
         }
         KafkaError::ClientCreation(words) => {
-            let value = |secret: &SecretString| {
+            let is_in_words = |secret: &SecretString| {
                 let value = secret.expose_secret();
                 value.len() > 3 && words.contains(value)
             };
-            let shown = given.iter().filter(|(name, _)| !is_public(name));
-            match shown.map(|(_, secret)| secret).any(value) {
+            let mut hidden = given.iter().filter(|(name, _)| !is_public(name));
+            match hidden.any(|(_, secret)| is_in_words(secret)) {
                 true => "do not go together, in librdkafka's eyes".to_owned(),
                 false => format!("are refused by librdkafka: {words}"),
             }
@@ -112,14 +128,15 @@ pub(super) fn refused(error: &KafkaError, given: &BTreeMap<String, SecretString>
     Invalid::new("properties", words)
 }
 
-/// Whether a property's value is the name of a way to do something.
+/// Whether a property's value is the name of a file or of a way to do something.
 fn is_public(name: &str) -> bool {
-    matches!(
-        name,
-        "security.protocol"
-            | "sasl.mechanism"
-            | "sasl.mechanisms"
-            | "compression.codec"
-            | "compression.type"
-    )
+    name.ends_with(".location")
+        || matches!(
+            name,
+            "security.protocol"
+                | "sasl.mechanism"
+                | "sasl.mechanisms"
+                | "compression.codec"
+                | "compression.type"
+        )
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
-use rdkafka::config::{ClientConfig, FromClientConfigAndContext as _, RDKafkaLogLevel};
+use rdkafka::config::{FromClientConfigAndContext as _, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::metadata::Metadata;
@@ -14,6 +14,8 @@ use rdkafka::producer::{
 };
 use tokio::sync::mpsc;
 
+use super::Config;
+use super::trouble::Trouble;
 use super::verdict::{self, Refusal};
 use crate::envelope::parcel::Parcel;
 use crate::sink::{Cause, Outage};
@@ -33,12 +35,17 @@ pub(super) type Report = (usize, Result<(), RDKafkaErrorCode>);
 /// A question is asked anew after so long, so that nobody waits for its answer who is not interested any more.
 const SLICE: Duration = Duration::from_secs(2);
 
+/// librdkafka tells the same trouble every 30 s only. What is older than this is past.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// The last thing that went wrong with the cluster as a whole, and when.
+type Troubled = Arc<Mutex<Option<(Instant, Trouble)>>>;
+
 /// A producer; whoever drops it takes back what it has not sent yet.
 pub(super) struct Session {
     producer: Option<Arc<ThreadedProducer<Ear>>>,
     reports: mpsc::UnboundedReceiver<Report>,
-    /// The last thing that went wrong with the cluster as a whole, in words.
-    trouble: Arc<Mutex<Option<String>>>,
+    troubled: Troubled,
     /// Topics that are there.
     topics: HashSet<String>,
     /// Messages without a report.
@@ -46,24 +53,25 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Starts the producer; it connects by itself.
-    pub(super) fn open(config: &ClientConfig) -> Result<Session, Outage> {
+    /// Starts the producer; it connects by itself. The files that it needs may have changed since the last one was started.
+    pub(super) fn open(config: &Config, manner: Manner) -> Result<Session, Outage> {
         let (report, reports) = mpsc::unbounded_channel();
-        let trouble = Arc::new(Mutex::new(None));
+        let troubled = Troubled::default();
         let ear = Ear {
             report,
-            trouble: trouble.clone(),
+            troubled: troubled.clone(),
         };
-        let producer = ThreadedProducer::from_config_and_context(config, ear);
-        let producer = producer.map_err(|_| {
-            Outage(Cause::new(
-                "librdkafka cannot be started: threads or descriptors may be lacking",
-            ))
+        let made = config.make(manner, |client| {
+            ThreadedProducer::from_config_and_context(client, ear)
+        });
+        let producer = made.map_err(|invalid| {
+            let words = format!("librdkafka cannot be started: {invalid}");
+            Outage(Cause::new(words))
         })?;
         Ok(Session {
             producer: Some(Arc::new(producer)),
             reports,
-            trouble,
+            troubled,
             topics: HashSet::new(),
             under_way: 0,
         })
@@ -162,6 +170,7 @@ impl Session {
             });
             match asked.await {
                 Ok(Ok(metadata)) => return Some(metadata),
+                Ok(Err(_)) if self.trouble().is_some_and(|trouble| trouble.stays) => return None,
                 // librdkafka answers at once where it knows already that nobody is there.
                 Ok(Err(_)) => tokio::time::sleep(SLICE / 20).await,
                 Err(_) => return None,
@@ -171,13 +180,21 @@ impl Session {
 
     /// The cluster has not answered for so long.
     pub(super) fn away(&self, within: Duration) -> Outage {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut words = format!("Kafka has not answered within {within:?}");
-        if let Some(trouble) = &*trouble {
-            words.push_str(": ");
-            words.push_str(trouble);
-        }
-        Outage(Cause::new(words))
+        Outage(Cause::new(match self.trouble() {
+            Some(Trouble { words, stays: true }) => words,
+            Some(Trouble { words, .. }) => {
+                format!("Kafka has not answered within {within:?}: {words}")
+            }
+            None => format!("Kafka has not answered within {within:?}"),
+        }))
+    }
+
+    /// What is wrong now, or was a moment ago.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        let troubled = self.troubled.lock();
+        let troubled = troubled.unwrap_or_else(PoisonError::into_inner);
+        let (since, trouble) = troubled.as_ref()?;
+        (since.elapsed() < MEMORY).then(|| trouble.clone())
     }
 }
 
@@ -193,10 +210,43 @@ impl Drop for Session {
 /// Hears what librdkafka has to say.
 struct Ear {
     report: mpsc::UnboundedSender<Report>,
-    trouble: Arc<Mutex<Option<String>>>,
+    troubled: Troubled,
+}
+
+impl Ear {
+    /// What passes is not told in place of what stays.
+    fn note(&self, trouble: Trouble) {
+        let mut troubled = self.troubled.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = |(_, known): &(Instant, Trouble)| known.stays;
+        if trouble.stays || !troubled.as_ref().is_some_and(stays) {
+            *troubled = Some((Instant::now(), trouble));
+        }
+    }
 }
 
 impl ClientContext for Ear {
+    /// A broker that hangs up is no error to librdkafka, but a line in its log.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        Quiet.log(level, facility, message);
+        if facility == "FAIL" {
+            self.note(Trouble::of(None, message));
+        }
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code();
+        if code != Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.note(Trouble::of(code, reason));
+        }
+    }
+}
+
+/// Whose errors come with its answers.
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
     /// At once a line for each attempt to connect: what it comes to is told with the outcome.
     fn log(&self, _: RDKafkaLogLevel, facility: &str, message: &str) {
         tracing::debug!(facility, "librdkafka: {message}");
@@ -204,14 +254,13 @@ impl ClientContext for Ear {
 
     fn stats_raw(&self, _: &[u8]) {}
 
-    fn error(&self, error: KafkaError, reason: &str) {
-        let code = error.rdkafka_error_code();
-        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
-            return;
-        }
-        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        *trouble = Some(reason.to_owned());
-    }
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ProducerContext for Quiet {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
 impl ProducerContext for Ear {

@@ -395,7 +395,7 @@ fn a_sink_that_is_not_compiled_in_is_named_with_its_feature() {
 #[test]
 fn properties_are_free_and_hidden() {
     let sink = "[sink.kafka.more]\nbrokers = \"h\"\ntopic = \"t\"\n";
-    let good = "properties = { \"linger.ms\" = \"5\", \"sasl.username\" = \"${PASSWORD}\" }";
+    let good = "properties = { \"linger.ms\" = \"5\", \"client.rack\" = \"${PASSWORD}\" }";
     parse(&format!("{sink}{good}\n{BASE}")).expect("they are free");
     for bad in [
         "properties = { \"acks\" = \"hunter2\" }",

@@ -34,6 +34,11 @@ over! {"25", "credentials that are wrong, rotated, revoked", credentials;
     row_25_bullmq: BullMq, InFull;
 }
 
+#[cfg(feature = "kafka-tls")]
+over! {"25", "credentials that are wrong, rotated, revoked", credentials;
+    row_25_kafka: Kafka, InFull;
+}
+
 /// Where the secret stands.
 struct Safe(TempDir);
 
@@ -113,6 +118,11 @@ over! {"25", "a wrong authority, an expired certificate, no TLS where it is dema
     row_25_tls_dramatiq_redis: DramatiqRedis, InFull;
     row_25_tls_dramatiq_rabbitmq: DramatiqRabbitMq, InFull;
     row_25_tls_bullmq: BullMq, InFull;
+}
+
+#[cfg(feature = "kafka-tls")]
+over! {"25", "a wrong authority, an expired certificate, no TLS where it is demanded", tls;
+    row_25_tls_kafka: Kafka, InFull;
 }
 
 async fn tls(sheet: Sheet, outlet: Outlet) {
@@ -220,6 +230,13 @@ fn over_tls(outlet: Outlet, config: &str, authority: &Path) -> String {
             &edited(config, "http://", "https://"),
             "concurrency =",
             &format!("ca_file = \"{authority}\"\nconcurrency ="),
+        ),
+        Outlet::Kafka => edited(
+            config,
+            "topic =",
+            &format!(
+                "properties = {{ \"security.protocol\" = \"ssl\", \"ssl.ca.location\" = \"{authority}\" }}\ntopic ="
+            ),
         ),
         _ => panic!("nothing to encrypt"),
     }

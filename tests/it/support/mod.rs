@@ -14,6 +14,8 @@ pub(crate) mod exam;
 pub(crate) mod handover;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
+#[cfg(feature = "kafka-tls")]
+pub(crate) mod kafka_front;
 #[cfg(feature = "sqs")]
 pub(crate) mod moto;
 pub(crate) mod nats;
@@ -29,6 +31,8 @@ pub(crate) mod rabbitmq_reader;
 pub(crate) mod receiver;
 pub(crate) mod redis;
 pub(crate) mod redis_ha;
+#[cfg(feature = "kafka-tls")]
+pub(crate) mod scram;
 pub(crate) mod tasks;
 pub(crate) mod tls;
 pub(crate) mod tls_front;

@@ -26,6 +26,11 @@ impl Certificates {
         Certificates::make(4096, &["localhost", "127.0.0.1"])
     }
 
+    /// As [`new`](Certificates::new), but the server's is for another host.
+    pub(crate) fn of_another_host() -> Certificates {
+        Certificates::make(4096, &["elsewhere.example"])
+    }
+
     /// As [`new`](Certificates::new), but the server's has expired long ago.
     pub(crate) fn expired() -> Certificates {
         Certificates::make(2001, &["localhost", "127.0.0.1"])

@@ -3,12 +3,12 @@
 
 use std::io::Read as _;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
@@ -27,8 +27,7 @@ pub(crate) struct TlsFront {
 impl TlsFront {
     /// In front of a port on 127.0.0.1.
     pub(crate) fn start(upstream: u16, certificates: &Certificates) -> TlsFront {
-        let config = config(&certificates.certificate(), &certificates.key());
-        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let acceptor = acceptor(certificates, false);
         let port = free_port();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("a free port");
         listener
@@ -68,17 +67,29 @@ impl Drop for TlsFront {
     }
 }
 
-fn config(certificate: &Path, key: &Path) -> ServerConfig {
-    let chain = CertificateDer::pem_file_iter(certificate).expect("a file");
+/// Under the server's certificate; with or without a demand for one of the same authority's clients.
+pub(super) fn acceptor(certificates: &Certificates, demands: bool) -> TlsAcceptor {
+    let chain = CertificateDer::pem_file_iter(certificates.certificate()).expect("a file");
     let chain = chain.collect::<Result<_, _>>().expect("certificates");
-    let key = PrivateKeyDer::from_pem_file(key).expect("a key");
-    let provider = rustls::crypto::ring::default_provider();
-    ServerConfig::builder_with_provider(provider.into())
+    let key = PrivateKeyDer::from_pem_file(certificates.key()).expect("a key");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let versions = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .expect("a certificate")
+        .expect("versions");
+    let clients = match demands {
+        false => versions.with_no_client_auth(),
+        true => {
+            let authority = CertificateDer::from_pem_file(certificates.authority());
+            let mut authorities = RootCertStore::empty();
+            let added = authorities.add(authority.expect("a certificate"));
+            added.expect("an authority");
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(authorities.into(), provider);
+            versions.with_client_cert_verifier(verifier.build().expect("a verifier"))
+        }
+    };
+    let config = clients.with_single_cert(chain, key);
+    TlsAcceptor::from(Arc::new(config.expect("a certificate")))
 }
 
 async fn accept(listener: &tokio::net::TcpListener, acceptor: &TlsAcceptor, upstream: u16) {

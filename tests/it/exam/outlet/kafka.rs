@@ -2,13 +2,15 @@
 //!
 //! It keeps what it has acknowledged as long as this process lives, and is "killed" by closing all its sockets: that it loses
 //! its memory cannot be tried. It does not look at sequence numbers, by which Kafka drops what a producer sends again: here
-//! that comes twice. It lets everyone in, and this build of librdkafka has no TLS: row 25 is not sat. Where connections are
-//! cut, librdkafka reads and writes the frames, and mends the connection by itself: of row 12 that part is sat which cuts
-//! at random.
+//! that comes twice. It lets everyone in: TLS and logins are those of a front of ours, in builds with the feature kafka-tls,
+//! and row 25 is sat in these. Where connections are cut, librdkafka reads and writes the frames, and mends the connection by
+//! itself: of row 12 that part is sat which cuts at random.
 
 use std::collections::HashMap;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+#[cfg(feature = "kafka-tls")]
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -24,6 +26,12 @@ use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
 use super::{Found, Place};
 use crate::support::exam::{CANARY_SECRET, Exam};
 use crate::support::kafka::{Kafka, PARTITIONS, TOPIC};
+#[cfg(feature = "kafka-tls")]
+use crate::support::{
+    kafka_front::{Admission, KafkaFront, USER},
+    scram::Mechanism,
+    tls::Certificates,
+};
 
 /// The topic that is not there at first.
 const LATE: &str = "late";
@@ -37,6 +45,15 @@ pub(super) struct OnKafka {
     topic: &'static str,
     reader: Reader,
     read: usize,
+    #[cfg(feature = "kafka-tls")]
+    guard: Option<Guard>,
+}
+
+/// Who asks for a login, in front of the door.
+#[cfg(feature = "kafka-tls")]
+struct Guard {
+    front: KafkaFront,
+    certificates: Certificates,
 }
 
 impl OnKafka {
@@ -50,9 +67,15 @@ impl OnKafka {
             cluster,
             topic: TOPIC,
             read: 0,
+            #[cfg(feature = "kafka-tls")]
+            guard: None,
         }
     }
 }
+
+/// How [`Guard`] asks.
+#[cfg(feature = "kafka-tls")]
+const MECHANISM: Mechanism = Mechanism::ScramSha512;
 
 impl Place for OnKafka {
     fn port(&self, _: &Exam) -> u16 {
@@ -117,6 +140,38 @@ impl Place for OnKafka {
             kafka.brokers()
         });
         self.reader = Reader::start(&brokers, LATE);
+    }
+
+    #[cfg(feature = "kafka-tls")]
+    fn admit(&mut self, _: &Exam, password: Option<&str>) {
+        let guard = self.guard.get_or_insert_with(|| {
+            let certificates = Certificates::new();
+            let broker = format!("127.0.0.1:{}", self.door.port);
+            let front = KafkaFront::start(&broker, &certificates, Admission::Login(MECHANISM));
+            Guard {
+                front,
+                certificates,
+            }
+        });
+        guard.front.admit(password);
+    }
+
+    #[cfg(feature = "kafka-tls")]
+    fn secret(&self, _: &Exam, password: &str) -> String {
+        password.to_owned()
+    }
+
+    #[cfg(feature = "kafka-tls")]
+    fn sink_from(&self, file: &Path) -> String {
+        let guard = self.guard.as_ref().expect("a guard");
+        format!(
+            "[sink.kafka.workers]\nbrokers = \"{}\"\ntopic = \"{}\"\ntimeout = \"2s\"\npassword_file = \"{}\"\nproperties = {{ \"security.protocol\" = \"sasl_ssl\", \"sasl.mechanism\" = \"{}\", \"sasl.username\" = \"{USER}\", \"ssl.ca.location\" = \"{}\" }}\n",
+            guard.front.brokers(),
+            self.topic,
+            file.display(),
+            MECHANISM.name(),
+            guard.certificates.authority().display()
+        )
     }
 }
 
