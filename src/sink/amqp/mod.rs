@@ -34,6 +34,7 @@ mod flow;
 mod link;
 mod login;
 pub mod method;
+pub(super) mod nodes;
 pub(super) mod outcome;
 pub(super) mod probe;
 pub(super) mod publisher;
@@ -48,11 +49,11 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use self::nodes::Nodes;
 use self::outcome::shown;
 use self::probe::Place;
 use self::publisher::{Letter, Letters, Publisher};
 use self::url::Address;
-use super::broker_url::client_config;
 use super::settings::{Either, check_timeout, default_timeout};
 use super::{Cause, Delivery, Invalid, Outcome, Probe, SecretFile, Settings, Sink};
 use crate::envelope::Unfit;
@@ -95,11 +96,11 @@ fn default_persistent() -> bool {
 }
 
 impl Config {
-    fn address(&self) -> Result<Option<Address>, Invalid> {
+    fn addresses(&self) -> Result<Option<Vec<Address>>, Invalid> {
         let url = Either::url(&self.url, &self.url_file);
         let url = url.one("amqp://user:password@host/vhost, or url_file")?;
-        let address = url.map(|url| url::parse(url.expose_secret())).transpose();
-        address.map_err(|words| Invalid::new("url", words))
+        let addresses = url.map(|url| url::parse(url.expose_secret())).transpose();
+        addresses.map_err(|words| Invalid::new("url", words))
     }
 
     fn letters(&self) -> Result<EventLetters, Invalid> {
@@ -132,7 +133,7 @@ impl Config {
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        self.address()?;
+        self.addresses()?;
         self.letters()?;
         check_timeout("timeout", self.timeout)
     }
@@ -147,12 +148,11 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(address) = self.address()? else {
+        let Some(addresses) = self.addresses()? else {
             return Err(Invalid::unread("url_file"));
         };
-        let tls = client_config("url", address.tls.as_ref())?;
         Ok(Box::new(Amqp {
-            publisher: Publisher::new(address, tls, self.timeout),
+            publisher: Publisher::new(Nodes::new("url", addresses)?, self.timeout),
             letters: self.letters()?,
         }))
     }

@@ -38,6 +38,7 @@ use serde::Deserialize;
 pub use self::backlog::Backlog;
 pub use self::rabbitmq::RabbitMq;
 pub use self::redis::Redis;
+use super::amqp::nodes::Nodes;
 use super::broker_url::client_config;
 use super::redis_client::servers::Servers;
 use super::redis_client::url;
@@ -159,9 +160,8 @@ impl Settings for Config {
                 let tls = client_config("broker_url", servers.login().tls.as_ref())?;
                 Box::new(Redis::new(servers, tls, self))
             }
-            Address::RabbitMq(address) => {
-                let tls = client_config("broker_url", address.tls.as_ref())?;
-                Box::new(RabbitMq::new(address, tls, self))
+            Address::RabbitMq(nodes) => {
+                Box::new(RabbitMq::new(Nodes::new("broker_url", nodes)?, self))
             }
         })
     }
@@ -220,5 +220,5 @@ impl Config {
 /// Where the broker is, by the URL's scheme.
 enum Address {
     Redis(Servers),
-    RabbitMq(amqp::url::Address),
+    RabbitMq(Vec<amqp::url::Address>),
 }

@@ -13,20 +13,17 @@
 //!   broker can lose, and for what `check --online` sees: here the queue of tasks that name none, and with `native_delay` the
 //!   delay exchange. Several workers, priorities, and tasks with an eta break it beyond the broker, as for every producer.
 
-use std::sync::Arc;
 use std::time::Duration;
-
-use rustls::ClientConfig;
 
 use super::Config;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::{Unfit, amqp, native_delay};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
+use crate::sink::amqp::nodes::Nodes;
 use crate::sink::amqp::outcome::shown;
 use crate::sink::amqp::probe::Place;
 use crate::sink::amqp::publisher::{Letter, Letters, Publisher};
-use crate::sink::amqp::url::Address;
 use crate::sink::{Cause, Delivery, Outcome, Probe, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while.
@@ -46,13 +43,9 @@ struct CeleryLetters {
 }
 
 impl RabbitMq {
-    pub(super) fn new(
-        address: Address,
-        tls: Option<Arc<ClientConfig>>,
-        config: &Config,
-    ) -> RabbitMq {
+    pub(super) fn new(nodes: Nodes, config: &Config) -> RabbitMq {
         RabbitMq {
-            publisher: Publisher::new(address, tls, config.timeout),
+            publisher: Publisher::new(nodes, config.timeout),
             letters: CeleryLetters {
                 defaults: Defaults {
                     queue: config.queue.clone(),

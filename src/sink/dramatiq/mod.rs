@@ -28,6 +28,7 @@ use serde::Deserialize;
 
 use self::rabbitmq::RabbitMq;
 use self::redis::Messages;
+use super::amqp::nodes::Nodes;
 use super::broker_url::client_config;
 use super::redis::push::Pusher;
 use super::redis_client::servers::{self, Servers};
@@ -81,7 +82,7 @@ fn default_ahead() -> Duration {
 /// Where the broker is, by the URL's scheme.
 enum Broker {
     Redis(Servers),
-    RabbitMq(amqp::url::Address),
+    RabbitMq(Vec<amqp::url::Address>),
 }
 
 fn parse(url: &SecretString) -> Result<Broker, Invalid> {
@@ -151,10 +152,7 @@ impl Settings for Config {
                 let (replicas, timeout) = (self.replicas, self.timeout);
                 Box::new(Pusher::new(servers, tls, Arc::new(form), replicas, timeout))
             }
-            Broker::RabbitMq(address) => {
-                let tls = client_config("url", address.tls.as_ref())?;
-                Box::new(RabbitMq::new(address, tls, self))
-            }
+            Broker::RabbitMq(nodes) => Box::new(RabbitMq::new(Nodes::new("url", nodes)?, self)),
         })
     }
 }
