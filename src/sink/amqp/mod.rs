@@ -14,12 +14,17 @@
 //! - **What the broker can lose**: transient messages and queues that are not durable, when it starts again; what is over
 //!   `x-max-length` (unless `x-overflow` is reject-publish), or expires; what a dead-letter exchange cannot route; classic
 //!   queues of a node whose disk is gone.
-//! - **Away**: a broker that refuses our login or certificate, is silent for twice the heartbeat or longer than `timeout`, or
-//!   takes nothing (alarms of memory and disk). Nobody's attempts burn; what was under way is sent again. `amqps://` never falls
-//!   back to plain text. Only new connections are asked for a password: that it has changed shows then, and a URL in a file is
-//!   read again.
+//! - **Several nodes** in one URL, `;` between: when one cannot be reached, refuses us or breaks the connection, the next one is
+//!   used (`nodes.rs`), and what was under way is sent again there: a repeat, where the lost node had passed it on. They must be
+//!   nodes of one cluster: two brokers are two sets of queues, and no consumer finds all. A queue that is on one node only
+//!   (classic, not mirrored) is gone with that node all the same.
+//! - **Away**: a broker, or each of its nodes, that refuses our login or certificate, is silent for twice the heartbeat or longer
+//!   than `timeout`, or takes nothing (alarms of memory and disk). Nobody's attempts burn; what was under way is sent again.
+//!   `amqps://` never falls back to plain text. Only new connections are asked for a password: that it has changed shows then, and
+//!   a URL in a file is read again.
 //!
-//! `check --online` sees, and changes nothing: whether the broker lets us in and takes messages; whether the exchange, or the
+//! `check --online` sees, and changes nothing: whether the broker, or each of its nodes, lets us in and takes messages, and whether
+//! they are of one cluster; whether the exchange, or the
 //! queue of the default exchange, is there; whether that queue is durable, if our user may configure it (we ask for a queue that
 //! RabbitMQ never makes, and its refusal tells). It cannot see what only the management interface shows: which queues are bound
 //! for a routing key, their length limits and policies, the members of a quorum queue.
@@ -66,7 +71,7 @@ use crate::pg::Timestamp;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the broker is, and how to get in.
+    /// Where the broker is, and how to get in; with `;` between, each node of a cluster.
     pub url: Option<SecretString>,
     /// A file that holds the URL; instead of `url`, which it becomes when the configuration is loaded.
     pub url_file: Option<PathBuf>,

@@ -1,9 +1,9 @@
 //! The nodes of one cluster: at which of them a connection is tried, and when.
 //!
-//! The first is the one that had the last connection; the others follow as they stand in the URL, around (kombu's round robin). One
-//! that cannot be reached, or refuses us, makes way at once. One that hangs makes way after a while too, but stays in the race:
-//! a slow one is better than none. A refused login makes way as well, as with kombu: each node has a login of its own in the URL, and
-//! may ask another place for it. All of them together are an outage, which names the cause of each.
+//! The first is the one that had the last connection; the others follow as they stand in the URL, around (kombu's round robin).
+//! One that cannot be reached, or refuses us, makes way at once. One that hangs makes way after a while, too, but stays in the
+//! race: a slow one is better than none. A refused login makes way as well, as with kombu: each node has a login of its own in the
+//! URL, and may ask another place about it. All of them together are an outage, which names the cause of each.
 //!
 //! A connection that breaks goes on at the next node, not at the same one: that would let us in again while its disk or its part of
 //! the cluster is what hangs. It stays there until that one breaks.

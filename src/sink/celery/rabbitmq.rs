@@ -9,6 +9,8 @@
 //! - **Scheduled tasks**: with `native_delay`, what is to run within that time goes to Celery's delay queues at once, instead of
 //!   into the hold table. Which queue it reaches is decided there, when its time has come: what no queue is bound for by then
 //!   is dropped there, or waits for one where the delay queues are quorum queues (Celery's default). It cannot be cancelled.
+//! - **Several nodes** of one cluster stand in the URL as they do in Celery's: when one is lost, what was under way is sent again at
+//!   the next.
 //! - **Order**: one task of a key is under way at a time; see [`crate::sink::amqp`], which does the sending, also for what the
 //!   broker can lose, and for what `check --online` sees: here the queue of tasks that name none, and with `native_delay` the
 //!   delay exchange. Several workers, priorities, and tasks with an eta break it beyond the broker, as for every producer.

@@ -6,6 +6,8 @@
 //!   queue is not there is retried: it comes with the first worker that has an actor for it.
 //! - **Repeats**: what was under way at a crash, an outage or a lost answer comes again, with the same `message_id`. RabbitMQ
 //!   keeps no notes for us.
+//! - **Several nodes** of one cluster stand in the URL as they do in Dramatiq's: when one is lost, what was under way is sent again at
+//!   the next.
 //! - **Order**: one task of a key is under way at a time; see [`crate::sink::amqp`], which does the sending, also for what the
 //!   broker can lose. Several threads of workers, priorities, retries and delays break it beyond the broker.
 

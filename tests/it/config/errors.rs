@@ -326,6 +326,24 @@ error: `sink.celery.more.broker_url` names several brokers, of which not all are
   |              ^^^^^"#,
         ),
         (
+            "[sink.celery.more]\nbroker_url = \"amqp://u:hunter2@h;redis://:hunter2@h\"",
+            r#"
+error: `sink.celery.more.broker_url` names several brokers, and number 2 is no URL of an AMQP broker: amqp://user:password@host:5672/vhost
+ --> app.toml:2:14
+  |
+2 | broker_url = "***"
+  |              ^^^^^"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"redis://:hunter2@a;redis://:hunter2@b\"",
+            r#"
+error: `sink.celery.more.broker_url` names several brokers: two Redis are two sets of data, so name one, or its sentinels
+ --> app.toml:2:14
+  |
+2 | broker_url = "***"
+  |              ^^^^^"#,
+        ),
+        (
             "[sink.stdout.workers]",
             r#"
 error: the name "workers" is used by two sinks
