@@ -47,24 +47,25 @@ struct Trial {
 }
 
 impl Trial {
-    /// How many rows have been committed, and how many of them are settled.
+    /// How many rows have been committed, and how many of them are delivered.
     fn progress(&self) -> (usize, usize) {
-        let sql = "select count(*), count(*) filter (where o.id is null)
-                   from exam.written w left join aftercommit.outbox o using (id)";
+        let sql = "select count(*), count(*) filter (where o.id is null and h.id is null)
+                   from exam.written w left join aftercommit.outbox o using (id)
+                   left join aftercommit.hold h on h.id = w.id::text";
         let counts = self.exam.postgres.psql(sql);
-        let (written, settled) = counts.split_once('|').expect("two numbers");
+        let (written, delivered) = counts.split_once('|').expect("two numbers");
         let number = |text: &str| text.parse().expect("a number");
-        (number(written), number(settled))
+        (number(written), number(delivered))
     }
 
-    /// Waits until something is settled that was committed later than now. Where the queue's leader is gone, RabbitMQ elects
+    /// Waits until something is delivered that was committed later than now. Where the queue's leader is gone, RabbitMQ elects
     /// another one first.
     async fn goes_on(&self, what: &str) {
         let since = Instant::now();
         let (written, _) = self.progress();
         eventually(PATIENCE, what, || {
-            let (_, settled) = self.progress();
-            async move { (settled > written).then_some(()) }
+            let (_, delivered) = self.progress();
+            async move { (delivered > written).then_some(()) }
         })
         .await;
         eprintln!("{what}: tasks go on after {:?}", since.elapsed());
@@ -93,7 +94,7 @@ async fn nodes_that_are_killed_under_load_cost_nothing() {
         .map(|node| node.url("/"))
         .join(";");
     let config = exam.config_through(&exam.postgres_url(), &urls);
-    // RabbitMQ refuses messages to a queue that has no leader yet.
+    // RabbitMQ refuses messages to a queue until that has a new leader.
     let (retry, patient) = ("retry = { ", "retry = { attempts = 1000, ");
     assert!(config.contains(retry), "{config}");
     let config = config.replace(retry, patient);

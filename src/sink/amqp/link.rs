@@ -91,6 +91,8 @@ pub(super) struct Link {
     /// The channel that messages are published on, and the tag of the last one.
     pub(super) channel: u16,
     pub(super) tag: u64,
+    /// A queue has refused a message on this channel.
+    pub(super) nacked: bool,
     /// Exchanges that have taken a message on this connection.
     pub(super) proven: HashSet<String>,
     /// The broker has told why it takes no messages at present.
@@ -122,6 +124,7 @@ impl Link {
             last_heard: now,
             channel: 0,
             tag: 0,
+            nacked: false,
             proven: HashSet::new(),
             blocked: None,
             server: String::new(),

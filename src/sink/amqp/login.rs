@@ -135,12 +135,19 @@ impl Link {
         self.channel_opens().await
     }
 
+    /// Opens the next channel, and closes this one, on which nothing is under way.
+    pub(super) async fn change_channel(&mut self) -> Result<(), Trouble> {
+        method::close_channel(&mut self.output, self.channel);
+        self.open_channel().await
+    }
+
     /// Asks for the next channel, whose messages are confirmed.
     fn ask_for_channel(&mut self) {
         self.channel = 3 - self.channel.clamp(1, 2);
         method::open_channel(&mut self.output, self.channel);
         method::confirm_select(&mut self.output, self.channel);
         self.tag = 0;
+        self.nacked = false;
     }
 
     /// Waits for the channel that was asked for.

@@ -84,20 +84,18 @@ impl Nodes {
     pub(super) async fn connect(&mut self, patience: Duration) -> Result<Link, Outage> {
         let patience = self.patience(patience);
         let mut refusals = Vec::new();
-        let (index, link) = {
-            let mut waiting = self.all.iter_mut().enumerate();
+        let link = {
+            let mut waiting = self.all.iter_mut();
             let mut attempts = FuturesUnordered::new();
             loop {
                 let next = waiting.next();
                 let is_last = next.is_none();
-                attempts.extend(
-                    next.map(|(index, node)| async move { (index, node.connect(patience).await) }),
-                );
+                attempts.extend(next.map(|node| node.connect(patience)));
                 tokio::select! {
                     biased;
                     answer = attempts.next() => match answer {
-                        Some((index, Ok(link))) => break (index, link),
-                        Some((_, Err(outage))) => refusals.push(outage),
+                        Some(Ok(link)) => break link,
+                        Some(Err(outage)) => refusals.push(outage),
                         None => {
                             self.lost = None;
                             return Err(all_of(refusals));
@@ -107,7 +105,7 @@ impl Nodes {
                 }
             }
         };
-        self.all.rotate_left(index);
+        self.begin_at(&link);
         let lost = self.lost.take().filter(|_| self.count() > 1);
         let causes: Vec<Outage> = lost.into_iter().chain(refusals).collect();
         if !causes.is_empty() {
@@ -117,10 +115,24 @@ impl Nodes {
         Ok(link)
     }
 
-    /// A connection to each, in their order, or why there is none.
-    pub(super) async fn connect_each(&mut self, patience: Duration) -> Vec<Result<Link, Outage>> {
+    /// A connection to each, in their order, or why there is none. The first one's may be there.
+    pub(super) async fn connect_each(
+        &mut self,
+        first: Option<Link>,
+        patience: Duration,
+    ) -> Vec<Result<Link, Outage>> {
         let patience = self.patience(patience);
-        join_all(self.all.iter_mut().map(|node| node.connect(patience))).await
+        let others = self.all.iter_mut().skip(usize::from(first.is_some()));
+        let others = join_all(others.map(|node| node.connect(patience))).await;
+        first.into_iter().map(Ok).chain(others).collect()
+    }
+
+    /// The node at which this one ends is tried first from now on.
+    pub(super) fn begin_at(&mut self, link: &Link) {
+        let is_its = |node: &Node| Arc::ptr_eq(&node.address, &link.address);
+        if let Some(index) = self.all.iter().position(is_its) {
+            self.all.rotate_left(index);
+        }
     }
 
     /// How long each has to answer.

@@ -19,7 +19,17 @@ impl Publisher {
         &mut self,
         places: impl IntoIterator<Item = Place<'_>>,
     ) -> Vec<Sight> {
-        let (mut sights, link) = roll_call(self.nodes.connect_each(self.timeout).await);
+        let rested = self.rested().await;
+        if let Some(link) = &rested
+            && let Some(why) = &link.blocked
+        {
+            let Outage(cause) = blocked(&link.address, why);
+            let remedy = "free memory or disk, or let workers catch up".to_owned();
+            rested.into_iter().for_each(|link| self.let_rest(link));
+            return vec![Sight::Fault(cause.to_string(), remedy)];
+        }
+        let nodes = self.nodes.connect_each(rested, self.timeout).await;
+        let (mut sights, link) = roll_call(nodes);
         let Some(mut link) = link else {
             return sights;
         };
@@ -37,6 +47,8 @@ impl Publisher {
                 }
             }
         }
+        self.nodes.begin_at(&link);
+        self.let_rest(link);
         sights
     }
 }
@@ -52,18 +64,10 @@ fn roll_call(nodes: Vec<Result<Link, Outage>>) -> (Vec<Sight>, Option<Link>) {
         let link = match node {
             Ok(link) => link,
             Err(Outage(cause)) => {
-                away.push((cause.to_string(), RUNS));
+                away.push(cause.to_string());
                 continue;
             }
         };
-        if let Some(why) = &link.blocked {
-            let Outage(cause) = blocked(&link.address, why);
-            away.push((
-                cause.to_string(),
-                "free memory or disk, or let workers catch up",
-            ));
-            continue;
-        }
         sights.push(Sight::Good(match is_one {
             true => format!("{} takes messages", link.server),
             false => format!("{} at {} takes messages", link.server, link.address),
@@ -74,9 +78,9 @@ fn roll_call(nodes: Vec<Result<Link, Outage>>) -> (Vec<Sight>, Option<Link>) {
             Some(other) => sights.push(strangers(other, &link)),
         }
     }
-    let sight = |(words, remedy): (String, &str)| match first {
-        Some(_) => Sight::Risk(words, format!("{remedy}; the others do its work meanwhile")),
-        None => Sight::Fault(words, remedy.to_owned()),
+    let sight = |words| match first {
+        Some(_) => Sight::Risk(words, format!("{RUNS}; the others do its work meanwhile")),
+        None => Sight::Fault(words, RUNS.to_owned()),
     };
     sights.extend(away.into_iter().map(sight));
     (sights, first)

@@ -154,17 +154,24 @@ impl Publisher {
     }
 
     async fn connect(&mut self) -> Result<Link, Outage> {
-        if let Some(resting) = self.resting.take() {
-            match resting.wake().await {
-                Ok(link) => return Ok(link),
-                Err(Some(lost)) => self.nodes.lost(lost),
-                Err(None) => {}
-            }
+        match self.rested().await {
+            Some(link) => Ok(link),
+            None => self.nodes.connect(self.timeout).await,
         }
-        self.nodes.connect(self.timeout).await
     }
 
-    fn let_rest(&mut self, link: Link) {
+    /// The connection that rests, if there is one that still works.
+    pub(super) async fn rested(&mut self) -> Option<Link> {
+        match self.resting.take()?.wake().await {
+            Ok(link) => Some(link),
+            Err(lost) => {
+                lost.into_iter().for_each(|lost| self.nodes.lost(lost));
+                None
+            }
+        }
+    }
+
+    pub(super) fn let_rest(&mut self, link: Link) {
         self.resting = Some(Resting::new(link));
     }
 
@@ -191,6 +198,14 @@ struct Run<'b, L> {
 
 impl<L: Letters> Run<'_, L> {
     async fn all(&mut self, link: &mut Link, publisher: &mut Publisher) -> Result<(), Outage> {
+        // RabbitMQ looks for the leader of a quorum queue once per channel. Where that was a dead node's, all that follows is
+        // refused, for as long as the channel is open.
+        if link.nacked {
+            match timeout(publisher.timeout, link.change_channel()).await {
+                Ok(opened) => opened.map_err(|trouble| outage(trouble, &link.address))?,
+                Err(_) => return Err(late(&link.address, publisher.timeout)),
+            }
+        }
         let mut answered = Instant::now();
         loop {
             self.fill(link, publisher);
@@ -211,6 +226,7 @@ impl<L: Letters> Run<'_, L> {
                     self.answered(link, tag, multiple, &Outcome::Delivered);
                 }
                 Event::Said(Method::Nack { tag, multiple }) => {
+                    link.nacked = true;
                     self.answered(link, tag, multiple, &nacked());
                 }
                 Event::Returned {
