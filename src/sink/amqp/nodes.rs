@@ -105,9 +105,14 @@ impl Nodes {
                 }
             }
         };
-        self.begin_at(&link);
         let lost = self.lost.take().filter(|_| self.count() > 1);
-        let causes: Vec<Outage> = lost.into_iter().chain(refusals).collect();
+        let mut causes: Vec<Outage> = lost.into_iter().chain(refusals).collect();
+        if causes.is_empty() {
+            let passed = self.all.iter().map(|node| &node.address);
+            let passed = passed.take_while(|address| !Arc::ptr_eq(address, &link.address));
+            causes.extend(passed.map(|address| late(address, NEXT_AFTER)));
+        }
+        self.begin_at(&link);
         if !causes.is_empty() {
             let cause = all_of(causes);
             warn!(node = %link.address, %cause, "this node of the cluster is used now");
