@@ -136,7 +136,7 @@ beside() { # the program of before, into the same sink
 for name in "${parts[@]}"; do
     case $name in
     latency) "$here/latency.py" --bin "$target/bench" --daemon "$daemon" --rounds 3 --seconds "$seconds" ${before:+--before "$before"} ;;
-    sinks) (cd "$here/.." && cargo test --quiet --profile harness --features kafka,sqs --test it -- --ignored --exact yardstick::sinks --nocapture --test-threads=1) | grep '^|' ;;
+    sinks) (cd "$here/.." && cargo test --quiet --profile bench --features kafka,sqs --test it -- --ignored --exact yardstick::sinks --nocapture --test-threads=1) | grep '^|' ;;
     retention | hold) "$here/settle.py" "$name" --daemon "$daemon" --rows $((300000 / part)) --rounds "$runs" ;;
     *)
         "$here/ratio.py" --backlog "$name" --runs "$runs" $(aim 1.15,2,32) \

@@ -10,6 +10,7 @@
 //! Parts that are sent without waiting would keep Redis busier yet. But a transaction cannot ask whether the one before it was
 //! applied; and in a single one that is sent piece by piece, Redis begins to work when all is there.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;
 
@@ -17,11 +18,12 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::ledger::{self, Entry};
-use super::redis::{BINDINGS_FRESH, Ledger, Link, Redis};
+use super::redis::{BINDINGS_FRESH, Bindings, Ledger, Link, Redis};
 use super::refusals::{judge, outage};
 use super::transaction::{Sent, answer, send};
 use crate::clock;
 use crate::envelope::celery::Message;
+use crate::envelope::kombu::Lists;
 use crate::outbox::{Field, Task};
 use crate::sink::marks::{Mark, Terms};
 use crate::sink::redis_client::connection::{Connection, Trouble};
@@ -254,38 +256,27 @@ impl Redis {
             let arguments = [Field::Args, Field::Kwargs].map(|field| task.text(field));
             let arguments = arguments.into_iter().flatten().map(str::len).sum();
             let outcome = match Message::new(task, &self.defaults, now) {
-                Ok(message) if message.exchange.is_empty() => {
-                    let queues = [&*message.routing_key];
-                    self.batch.add(
-                        &self.lists,
-                        &message,
-                        (index, arguments),
-                        &queues,
-                        forbidden,
-                    )
-                }
-                Ok(message) => match self.bindings.get(&*message.exchange) {
-                    Some((_, Err(outcome))) => outcome.clone(),
-                    Some((_, Ok(bindings))) => {
-                        let mut queues: Vec<&str> = bindings
-                            .iter()
-                            .filter_map(|b| self.lists.bound_queue(b, &message.routing_key))
-                            .collect();
-                        queues.sort_unstable();
-                        queues.dedup();
-                        self.batch.add(
+                Ok(message) => {
+                    let own = [&*message.routing_key];
+                    let queues = match message.exchange.is_empty() {
+                        true => Some(Ok(Cow::Borrowed(&own[..]))),
+                        false => bound_queues(&message, &self.lists, &self.bindings),
+                    };
+                    match queues {
+                        Some(Ok(queues)) => self.batch.add(
                             &self.lists,
                             &message,
                             (index, arguments),
                             &queues,
                             forbidden,
-                        )
+                        ),
+                        Some(Err(outcome)) => outcome,
+                        None => {
+                            unknown.insert(message.exchange.into_owned());
+                            Outcome::Delivered
+                        }
                     }
-                    None => {
-                        unknown.insert(message.exchange.into_owned());
-                        Outcome::Delivered
-                    }
-                },
+                }
                 Err(unfit) => Outcome::Reject(Cause::new(unfit.into_words())),
             };
             if outcome != Outcome::Delivered {
@@ -329,6 +320,25 @@ impl Redis {
         }
         Ok(())
     }
+}
+
+/// The queues that a message's exchange has for it; or an outcome, where the exchange is not for us. `None`: it must be asked
+/// first.
+fn bound_queues<'m>(
+    message: &Message,
+    lists: &Lists,
+    bindings: &'m Bindings,
+) -> Option<Result<Cow<'m, [&'m str]>, Outcome>> {
+    let (_, bindings) = bindings.get(&*message.exchange)?;
+    let bindings = match bindings {
+        Ok(bindings) => bindings.iter(),
+        Err(outcome) => return Some(Err(outcome.clone())),
+    };
+    let bound = bindings.filter_map(|binding| lists.bound_queue(binding, &message.routing_key));
+    let mut queues: Vec<&str> = bound.collect();
+    queues.sort_unstable();
+    queues.dedup();
+    Some(Ok(Cow::Owned(queues)))
 }
 
 /// The keys of tasks that are not delivered.

@@ -46,14 +46,16 @@ pub struct Redis {
     pub(super) memory: Memory,
     /// It was said that marks are refused.
     complained: bool,
-    /// By exchange: when they were asked for, and what came; an outcome, where we cannot read them.
-    pub(super) bindings: HashMap<String, (Instant, Result<Vec<String>, Outcome>)>,
+    pub(super) bindings: Bindings,
     pub(super) batch: Batch,
     /// Buffers, for the next part.
     pub(super) spare: Batch,
     /// Of the batch that is under way, or has failed: what was applied, noted and answered.
     pub(super) answered: Vec<Mark>,
 }
+
+/// By exchange: when its bindings were asked for, and what came; an outcome, where we cannot read them.
+pub(super) type Bindings = HashMap<String, (Instant, Result<Vec<String>, Outcome>)>;
 
 /// A connection, and how it stands with the ledger.
 pub(super) struct Link {

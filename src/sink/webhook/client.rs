@@ -43,26 +43,32 @@ pub(super) enum End {
 
 impl Endpoint {
     pub(super) fn request(&self, message: Message) -> Result<Request<Full<Bytes>>, Cause> {
-        let Message { id, headers, body } = message;
-        let failed =
-            |error: hyper::http::Error| Cause::new(format!("it makes no request: {error}"));
+        let Message {
+            id,
+            mut headers,
+            body,
+        } = message;
         let timestamp = (clock::now().to_unix_micros() / 1_000_000).to_string();
         let signature = self
             .signer
             .as_ref()
             .map(|signer| signer.sign(&id, &timestamp, &body));
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(self.target.clone())
-            .header(ID, id)
-            .header(TIMESTAMP, timestamp);
-        if let Some(signature) = signature {
-            request = request.header(SIGNATURE, signature);
+        let of_attempt = [
+            (ID, Some(id)),
+            (TIMESTAMP, Some(timestamp)),
+            (SIGNATURE, signature),
+        ];
+        for (name, value) in of_attempt {
+            let Some(value) = value else { continue };
+            let value = HeaderValue::try_from(value)
+                .map_err(|error| Cause::new(format!("it makes no request: {name}: {error}")))?;
+            headers.insert(name, value);
         }
-        let mut request = request.body(Full::new(Bytes::from(body))).map_err(failed)?;
-        let all = request.headers_mut();
-        all.extend(headers);
-        all.insert(HOST, self.authority.clone());
+        headers.insert(HOST, self.authority.clone());
+        let mut request = Request::new(Full::new(Bytes::from(body)));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.target.clone();
+        *request.headers_mut() = headers;
         Ok(request)
     }
 

@@ -3,6 +3,7 @@
 //! What would harm a receiver is refused here: header values beyond printable ASCII, names that are ours, ids that would
 //! make signatures ambiguous.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -25,6 +26,8 @@ pub(super) const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signat
 
 /// The headers of a row may have so many bytes: most servers take no more than 8 KiB of all.
 const MOST_HEADERS: usize = 6 << 10;
+/// There is room for so many headers from the start, which is enough for most requests.
+const MANY_HEADERS: usize = 16;
 /// No id is longer.
 const LONGEST_ID: usize = 255;
 
@@ -70,7 +73,12 @@ impl Shape {
     /// Says which column is unfit.
     pub(super) fn message(&self, task: &Task) -> Result<Message, Unfit> {
         check_id(task.id())?;
-        let mut headers = HeaderMap::new();
+        let mut headers = HeaderMap::with_capacity(MANY_HEADERS);
+        headers.extend(
+            self.extra
+                .iter()
+                .map(|(name, it)| (name.clone(), it.clone())),
+        );
         self.take_headers(task, &mut headers)?;
         let mut body = Vec::new();
         let content_type = match self.format {
@@ -96,7 +104,6 @@ impl Shape {
             }
         };
         headers.insert(CONTENT_TYPE, content_type);
-        headers.extend(self.extra.clone());
         set(
             &mut headers,
             LSN_HEADER,
@@ -220,13 +227,13 @@ fn take_content(body: &mut Vec<u8>, content: Content<'_>) -> Result<HeaderValue,
 
 /// Sets a header of ours; what a header cannot carry is encoded.
 fn set(headers: &mut HeaderMap, name: &'static str, value: &str) -> Result<(), Unfit> {
-    let encoded = utf8_percent_encode(value, ENCODED).to_string();
+    let encoded = Cow::from(utf8_percent_encode(value, ENCODED));
     if encoded.len() > MOST_HEADERS {
         return Err(Unfit::new(format!(
             "its header {name} would be longer than 6 KiB"
         )));
     }
-    let value = HeaderValue::try_from(encoded);
+    let value = HeaderValue::from_str(&encoded);
     let value = value.map_err(|_| Unfit::new(format!("its header {name} cannot be written")))?;
     headers.insert(HeaderName::from_static(name), value);
     Ok(())

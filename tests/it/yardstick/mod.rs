@@ -12,6 +12,7 @@ mod kafka;
 mod places;
 mod replay;
 mod tap;
+mod webhook;
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -230,6 +231,9 @@ fn sinks() {
     let wanted = std::env::var("SINKS").unwrap_or_default();
     let wanted = |name: &str| wanted.is_empty() || wanted.split(',').any(|it| it == name);
     places::all(&wanted);
+    if wanted("webhook") {
+        webhook::measure();
+    }
     if wanted("exec") {
         exec::measure();
     }

@@ -99,7 +99,7 @@ impl Connection<'_> {
 }
 
 /// The requests of HTTP/1.1 in what was sent.
-fn requests(mut sent: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn requests(mut sent: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let head = sent.windows(4).position(|it| it == b"\r\n\r\n")? + 4;
         let words = std::str::from_utf8(&sent[..head]).expect("a head");
