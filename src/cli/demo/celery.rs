@@ -204,6 +204,7 @@ async fn start_redis(playground: &Playground, socket: &Path) -> Result<Backlog, 
         password: None,
         db: 0,
         tls: None,
+        name: None,
     };
     let begin = Instant::now();
     loop {

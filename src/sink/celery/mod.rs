@@ -63,6 +63,9 @@ pub struct Config {
     pub sentinel_password: Option<SecretString>,
     /// A file that holds it; instead of `sentinel_password`.
     pub sentinel_password_file: Option<PathBuf>,
+    /// Whether the sentinels speak TLS, too (Celery: `sentinel_kwargs`).
+    #[serde(default)]
+    pub sentinel_ssl: bool,
     /// The queue of tasks that name none (Celery: `task_default_queue`).
     #[serde(default = "default_queue")]
     pub queue: String,
@@ -175,6 +178,7 @@ impl Config {
             ("master_name", self.master_name.is_some()),
             ("sentinel_username", self.sentinel_username.is_some()),
             ("sentinel_password", self.sentinel_password.is_some()),
+            ("sentinel_ssl", self.sentinel_ssl),
         ];
         if let Some((key, _)) = for_sentinels
             .iter()
@@ -184,9 +188,13 @@ impl Config {
         }
         let address = match (is_sentinel, &self.master_name) {
             (true, Some(name)) if !name.is_empty() => {
-                let user = self.sentinel_username.as_deref();
-                let password = self.sentinel_password.as_ref();
-                sentinels::parse(url, name, user, password).map(Address::Redis)
+                let manner = sentinels::Manner {
+                    service: name,
+                    user: self.sentinel_username.as_deref(),
+                    password: self.sentinel_password.as_ref(),
+                    tls: self.sentinel_ssl,
+                };
+                sentinels::parse(url, &manner).map(Address::Redis)
             }
             (true, _) => {
                 return Err(Invalid::new(

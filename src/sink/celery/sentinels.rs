@@ -1,5 +1,6 @@
 //! Celery's URL of a Redis behind sentinels: `sentinel://:password@host:26379/0;sentinel://host2:26379` (Celery documentation,
-//! "Using Redis", section "Connection URL"). User, password and database are those of the first one, as kombu takes them.
+//! "Using Redis", section "Connection URL"). User, password and database are those of the first one, as kombu takes them, and so
+//! are the `ssl_` options: with any of them Redis is spoken to over TLS, and the sentinels where `sentinel_ssl` says so.
 
 use secrecy::SecretString;
 
@@ -13,36 +14,60 @@ pub(super) fn is_sentinel(url: &str) -> bool {
     url.starts_with(SCHEME)
 }
 
-/// Reads the URL. `service` is what the sentinels call the primary; `user` and `password` are for the sentinels.
+/// How to get in at the sentinels, and what they are to be asked for.
+pub(super) struct Manner<'a> {
+    /// What they call the primary.
+    pub(super) service: &'a str,
+    pub(super) user: Option<&'a str>,
+    pub(super) password: Option<&'a SecretString>,
+    /// Whether they speak TLS.
+    pub(super) tls: bool,
+}
+
+/// Reads the URL.
 ///
 /// # Errors
 /// Says what is wrong, without showing the URL: it may hold a password.
-pub(super) fn parse(
-    url: &str,
-    service: &str,
-    user: Option<&str>,
-    password: Option<&SecretString>,
-) -> Result<Servers, String> {
-    let mut login = None;
+pub(super) fn parse(url: &str, manner: &Manner<'_>) -> Result<Servers, String> {
+    let mut login: Option<Address> = None;
     let mut sentinels = Vec::new();
     for one in url.split(';').filter(|one| !one.is_empty()) {
         let rest = one
             .strip_prefix(SCHEME)
             .ok_or("names several brokers, of which not all are sentinel://")?;
-        let address = url::parse_at(&format!("redis://{rest}"), SENTINEL_PORT)?;
+        let (rest, options) = rest.split_once('?').unwrap_or((rest, ""));
+        if login.is_some() && !options.is_empty() {
+            return Err(
+                "must give its options with the first sentinel://, where Celery reads them"
+                    .to_owned(),
+            );
+        }
+        let scheme = if options.is_empty() {
+            "redis"
+        } else {
+            "rediss"
+        };
+        let address = url::parse_at(&format!("{scheme}://{rest}?{options}"), SENTINEL_PORT)?;
+        let login = login.get_or_insert(address.clone());
         sentinels.push(Address {
-            place: address.place.clone(),
-            user: user.map(str::to_owned),
-            password: password.cloned(),
+            place: address.place,
+            user: manner.user.map(str::to_owned),
+            password: manner.password.cloned(),
             db: 0,
-            tls: None,
+            tls: login.tls.clone().filter(|_| manner.tls),
+            name: None,
         });
-        login.get_or_insert(address);
+    }
+    let login = login.ok_or("names no sentinel")?;
+    if manner.tls && login.tls.is_none() {
+        return Err("needs the ssl_ options of TLS behind a ? where sentinel_ssl is true: ssl_ca_certs=/ca.pem, or \
+                    ssl_cert_reqs=required for the authorities of this system"
+            .to_owned());
     }
     Ok(Servers::Sentinel {
         sentinels,
-        service: service.to_owned(),
-        login: login.ok_or("names no sentinel")?,
+        service: manner.service.to_owned(),
+        login,
     })
 }
 
@@ -56,7 +81,13 @@ mod tests {
     fn reads_what_celery_reads() {
         let url = "sentinel://:p%40ss@a:1/2;sentinel://b;sentinel://[::1]:3/";
         let password = SecretString::from("eye");
-        let servers = parse(url, "main", Some("me"), Some(&password)).expect(url);
+        let manner = Manner {
+            service: "main",
+            user: Some("me"),
+            password: Some(&password),
+            tls: false,
+        };
+        let servers = parse(url, &manner).expect(url);
         assert_eq!(
             servers.to_string(),
             "redis+sentinel://a:1,b:26379,[::1]:3/main/2"
@@ -82,13 +113,48 @@ mod tests {
             ("sentinel://:s3cret@h;redis://h", "not all are"),
             ("sentinel://:s3cret@h/x", "database number"),
             ("sentinel://:s3cret@h:99999", "port"),
-            ("sentinel://:s3cret@h?ssl_cert_reqs=none", "rediss:// only"),
+            ("sentinel://:s3cret@h?ssl_cert_reqs=maybe", "ssl_cert_reqs"),
+            ("sentinel://:s3cret@h?db=1", "not known"),
+            (
+                "sentinel://:s3cret@h;sentinel://h?ssl_ca_certs=/c",
+                "with the first",
+            ),
         ] {
-            let error = parse(url, "main", None, None).expect_err(url);
+            let error = parse(url, &manner).expect_err(url);
             assert!(
                 error.contains(words) && !error.contains("s3cret"),
                 "{url}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn tls_is_for_redis_and_for_the_sentinels_only_if_that_is_said() {
+        let manner = |tls| Manner {
+            service: "main",
+            user: None,
+            password: None,
+            tls,
+        };
+        let url = "sentinel://a/1?ssl_ca_certs=/ca.pem;sentinel://b";
+        for tls in [false, true] {
+            let servers = parse(url, &manner(tls)).expect(url);
+            assert_eq!(
+                servers.to_string(),
+                "rediss+sentinel://a:26379,b:26379/main/1"
+            );
+            let Servers::Sentinel {
+                sentinels, login, ..
+            } = servers
+            else {
+                panic!("no sentinels");
+            };
+            assert!(login.tls.is_some());
+            for sentinel in sentinels {
+                assert_eq!(sentinel.tls, login.tls.clone().filter(|_| tls));
+            }
+        }
+        let error = parse("sentinel://a", &manner(true)).expect_err("no options");
+        assert!(error.contains("ssl_cert_reqs=required"), "{error}");
     }
 }

@@ -142,7 +142,8 @@ async fn connect(
     let Some(tls) = tls else {
         return Ok(Box::new(stream));
     };
-    let name = ServerName::try_from(host.clone())
+    let name = address.name.as_ref().unwrap_or(host);
+    let name = ServerName::try_from(name.clone())
         .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
     let stream = TlsConnector::from(Arc::clone(tls))
         .connect(name, stream)

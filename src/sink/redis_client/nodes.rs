@@ -21,6 +21,10 @@ use crate::sink::{Cause, Outage};
 
 /// A node that does not say within this which slots are where is passed over.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// What a cluster asks for beside what a single server does.
+const RIGHTS: &str = "in a cluster ACL SETUSER ... +cluster|slots +asking";
+/// So many nodes that the URL does not name are asked, where those that it names do not answer.
+const OTHERS: usize = 4;
 /// A slot that is on its way may be asked for at two or three nodes.
 const REDIRECTS: usize = 5;
 
@@ -82,7 +86,7 @@ impl Nodes {
     pub(in crate::sink) fn forget(&mut self) {
         self.links.clear();
         self.primary = None;
-        self.map = Map::default();
+        self.map.outdate();
     }
 
     /// The connection to the only server that there is. Whoever does not give it back closes it.
@@ -91,11 +95,8 @@ impl Nodes {
     /// The server is not there.
     pub(in crate::sink) async fn take(&mut self) -> Result<Taken, Outage> {
         let place = self.place(0).await?;
-        let visit = Visit {
-            login: self.servers.login_at(&place),
-            tls: self.tls.as_ref(),
-            link: self.links.remove(&place),
-        };
+        let link = self.links.remove(&place);
+        let visit = self.visit(&place, link);
         match visit.link().await {
             Ok(link) => Ok(Taken { place, link }),
             Err(trouble) => Err(self.lost(trouble, &place)),
@@ -110,7 +111,7 @@ impl Nodes {
     /// A connection has failed.
     pub(in crate::sink) fn lost(&mut self, trouble: Trouble, place: &Place) -> Outage {
         self.primary = None;
-        self.map = Map::default();
+        self.map.outdate();
         self.trouble(trouble, place)
     }
 
@@ -156,11 +157,7 @@ impl Nodes {
         }
         let visits = by_place.into_iter().map(|(place, batch)| {
             let link = self.links.remove(&place);
-            let visit = Visit {
-                login: self.servers.login_at(&place),
-                tls: self.tls.as_ref(),
-                link,
-            };
+            let visit = self.visit(&place, link);
             async move {
                 let done = visit.run(errands, &batch).await;
                 (place, batch, done)
@@ -181,7 +178,7 @@ impl Nodes {
                         match redirect {
                             Some(redirect) => {
                                 if matches!(redirect, Redirect::Moved(_)) {
-                                    self.map = Map::default();
+                                    self.map.outdate();
                                 }
                                 redirected.push((at, Some(redirect)));
                             }
@@ -239,7 +236,7 @@ impl Nodes {
                 match self.map.of(slot) {
                     Some(place) => Ok(place.clone()),
                     None => {
-                        self.map = Map::default();
+                        self.map.outdate();
                         Err(self.outage("no node of the cluster has all the slots that are needed"))
                     }
                 }
@@ -247,7 +244,8 @@ impl Nodes {
         }
     }
 
-    /// Asks the nodes that are known, one after the other, which slots are where.
+    /// Asks the nodes that are known, one after the other, which slots are where: those that the URL names may all be gone. Where
+    /// one that it does not name was, there may be another cluster by now.
     async fn ask_map(&mut self) -> Result<Map, Outage> {
         let known: Vec<Place> = self.links.keys().cloned().collect();
         let seeds = match &self.servers {
@@ -255,7 +253,11 @@ impl Nodes {
             _ => &[],
         };
         let mut last = self.outage("it has no nodes");
-        for place in known.iter().chain(seeds).cloned().collect::<Vec<_>>() {
+        let sure = known.len() + seeds.len();
+        let others = self.map.nodes().filter(|place| !seeds.contains(place));
+        let others = others.take(OTHERS);
+        let all: Vec<Place> = known.iter().chain(seeds).chain(others).cloned().collect();
+        for (nth, place) in all.into_iter().enumerate() {
             let mut request = Vec::new();
             resp::write_command(&mut request, &[b"CLUSTER", b"SLOTS"]);
             let errand = [Errand {
@@ -263,19 +265,23 @@ impl Nodes {
                 request: vec![&request],
                 commands: 1,
             }];
-            let visit = Visit {
-                login: self.servers.login_at(&place),
-                tls: self.tls.as_ref(),
-                link: self.links.remove(&place),
-            };
+            let link = self.links.remove(&place);
+            let visit = self.visit(&place, link);
             match timeout(PATIENCE, visit.run(&errand, &[(0, false)])).await {
                 Ok(Ok((link, replies))) => {
                     let reply = replies.into_iter().flatten().next();
                     let map = reply.as_ref().and_then(|reply| Map::read(reply, &place));
                     last = match (map, reply) {
+                        (Some(map), _) if nth >= sure && !map.is_akin(&self.map) => {
+                            self.outage(&format!("{place} is of another cluster now"))
+                        }
                         (Some(map), _) => {
                             self.links.insert(place, link);
                             return Ok(map);
+                        }
+                        (None, Some(Reply::Error(refusal))) if refusal.code == "NOPERM" => {
+                            let url = self.wording.url;
+                            self.outage(&format!("{place}: {url}'s user lacks rights: {RIGHTS}"))
                         }
                         (None, Some(Reply::Error(refusal))) => {
                             self.trouble(Trouble::Refused(refusal), &place)
@@ -290,6 +296,18 @@ impl Nodes {
             }
         }
         Err(last)
+    }
+
+    /// The way to a node, with the connection that there is.
+    fn visit(&self, place: &Place, link: Option<Connection>) -> Visit {
+        Visit {
+            login: Address {
+                name: self.map.name(place).cloned(),
+                ..self.servers.login_at(place)
+            },
+            tls: self.tls.clone(),
+            link,
+        }
     }
 
     fn outage(&self, words: &str) -> Outage {
@@ -321,20 +339,20 @@ pub(in crate::sink) struct Taken {
 }
 
 /// A way to one node, with the connection that there is, if it is still good.
-struct Visit<'a> {
+struct Visit {
     login: Address,
-    tls: Option<&'a Arc<ClientConfig>>,
+    tls: Option<Arc<ClientConfig>>,
     link: Option<Connection>,
 }
 
-impl Visit<'_> {
+impl Visit {
     async fn link(self) -> Result<Connection, Trouble> {
         if let Some(mut link) = self.link
             && !link.is_stale().await
         {
             return Ok(link);
         }
-        Connection::open(&self.login, self.tls, &[]).await
+        Connection::open(&self.login, self.tls.as_ref(), &[]).await
     }
 
     /// Runs the errands of these indices in one go; `true` is for those that the node does not have yet.
@@ -359,7 +377,14 @@ impl Visit<'_> {
             request.extend(errand.request.iter().map(|part| IoSlice::new(part)));
             expected += errand.commands;
         }
-        let mut replies = link.ask(&request, expected).await?.into_iter();
+        let replies = link.ask(&request, expected).await?;
+        // Without a password of ours there was no login that could have been refused.
+        if let Some(Reply::Error(refusal)) = replies.first()
+            && refusal.code == "NOAUTH"
+        {
+            return Err(Trouble::Refused(refusal.clone()));
+        }
+        let mut replies = replies.into_iter();
         let mut answers = Vec::with_capacity(batch.len());
         for (at, is_asking) in batch {
             replies

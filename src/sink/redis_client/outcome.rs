@@ -1,6 +1,7 @@
 //! What Redis's refusals mean for a batch: one table.
 
 use std::fmt;
+use std::io;
 
 use super::connection::Trouble;
 use super::resp::Refusal;
@@ -85,8 +86,8 @@ pub(in crate::sink) fn outage(
     wording: &Wording,
 ) -> Outage {
     let words = match trouble {
-        Trouble::Unreachable(e) => format!("{place} cannot be reached: {e}"),
-        Trouble::Lost(e) => format!("{place} has closed the connection: {e}"),
+        Trouble::Unreachable(e) => format!("{place} cannot be reached: {}", with_remedy(&e)),
+        Trouble::Lost(e) => format!("{place} has closed the connection: {}", with_remedy(&e)),
         Trouble::NotRedis => format!("what answers at {place} is no Redis"),
         Trouble::Refused(refusal) => match judge(&refusal, b"", wording) {
             Verdict::Outage(cause) => format!("{place}: {cause}"),
@@ -99,6 +100,46 @@ pub(in crate::sink) fn outage(
         },
     };
     Outage(Cause::new(words))
+}
+
+/// What a socket says; where it is TLS that fails, with what helps.
+fn with_remedy(e: &io::Error) -> String {
+    let tls = e.get_ref().and_then(|inner| inner.downcast_ref());
+    match tls.and_then(tls_remedy) {
+        Some(remedy) => format!("{e}: {remedy}"),
+        None => e.to_string(),
+    }
+}
+
+fn tls_remedy(e: &rustls::Error) -> Option<&'static str> {
+    use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
+    Some(match e {
+        Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
+            "give the authority that has issued it in ssl_ca_certs"
+        }
+        Error::InvalidCertificate(Bad::NotValidForName | Bad::NotValidForNameContext { .. }) => {
+            "name the host as its certificate does (nodes of a cluster do with cluster-announce-hostname, sentinels with \
+             sentinel announce-hostnames), or set ssl_check_hostname=false"
+        }
+        Error::InvalidCertificate(
+            Bad::Expired
+            | Bad::ExpiredContext { .. }
+            | Bad::NotValidYet
+            | Bad::NotValidYetContext { .. },
+        ) => "renew it, or set the clock",
+        Error::AlertReceived(
+            Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired,
+        ) => "give a certificate that it trusts in ssl_certfile and ssl_keyfile",
+        Error::InvalidMessage(_) => "is this the port of TLS?",
+        _ => return None,
+    })
 }
 
 /// A refusal that we have no words for. Redis repeats the arguments of a command that it does not know: not for a log.
@@ -184,6 +225,40 @@ mod tests {
             panic!("{wrong:?}");
         };
         assert!(cause.to_string().contains("high\\x06\\x163"), "{cause}");
+    }
+
+    #[test]
+    fn where_tls_fails_it_says_what_helps() {
+        use rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+        for (error, words) in [
+            (CertificateError::UnknownIssuer.into(), "ssl_ca_certs"),
+            (
+                CertificateError::NotValidForName.into(),
+                "ssl_check_hostname=false",
+            ),
+            (CertificateError::Expired.into(), "renew"),
+            (
+                Error::AlertReceived(AlertDescription::CertificateRequired),
+                "ssl_certfile and ssl_keyfile",
+            ),
+            (
+                Error::InvalidMessage(InvalidMessage::InvalidContentType),
+                "the port of TLS?",
+            ),
+        ] {
+            let said = error.to_string();
+            let error = io::Error::new(io::ErrorKind::InvalidData, error);
+            let Outage(cause) = outage(Trouble::Unreachable(error), &"h:1", &WORDING);
+            let cause = cause.to_string();
+            assert!(cause.starts_with("h:1 cannot be reached"), "{cause}");
+            assert!(cause.contains(&said) && cause.contains(words), "{cause}");
+        }
+        let plain = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let Outage(cause) = outage(Trouble::Lost(plain), &"h:1", &WORDING);
+        assert_eq!(
+            cause.to_string(),
+            "h:1 has closed the connection: connection refused"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! - One server: as Celery writes it, see `url.rs`.
 //! - `redis+sentinel://[[user]:password@]host[:26379][,host...]/service[/db]`: the form of redis-sentinel-url, Prefect and others.
 //!   User and password are for Redis; `sentinel_username` and `sentinel_password` are options, for the sentinels.
+//!   `sentinel_ssl=false` is for sentinels without TLS, in front of a Redis with it.
 //! - `redis+cluster://[[user]:password@]host[:6379][,host...]`: some of its nodes; the others are found.
 //! - `rediss+sentinel://` and `rediss+cluster://` with TLS to all of them, and the options of `rediss://`.
 
@@ -150,9 +151,17 @@ pub fn parse(url: &str) -> Result<Servers, String> {
             Some(("sentinel_password", password)) => {
                 sentinel.password = Some(SecretString::from(decode(password)?));
             }
+            Some(("sentinel_ssl", "true")) if sentinel.tls.is_some() => {}
+            Some(("sentinel_ssl", "false")) => sentinel.tls = None,
+            Some(("sentinel_ssl", _)) => {
+                return Err(
+                    "must give sentinel_ssl as true, with rediss+sentinel:// only, or as false"
+                        .to_owned(),
+                );
+            }
             _ => {
                 return Err(
-                    "has an option that is not known: sentinel_username and sentinel_password are"
+                    "has an option that is not known: sentinel_username, sentinel_password and sentinel_ssl are"
                         .to_owned(),
                 );
             }
@@ -227,6 +236,20 @@ mod tests {
             (login.user.as_deref(), password(&login)),
             (None, Some("pw"))
         );
+        for (url, expected) in [
+            ("rediss+sentinel://a/m", true),
+            ("rediss+sentinel://a/m?sentinel_ssl=true", true),
+            ("rediss+sentinel://a/m?sentinel_ssl=false", false),
+            ("redis+sentinel://a/m?sentinel_ssl=false", false),
+        ] {
+            let Ok(Servers::Sentinel { sentinels, .. }) = parse(url) else {
+                panic!("{url}");
+            };
+            assert!(
+                sentinels.iter().all(|s| s.tls.is_some() == expected),
+                "{url}"
+            );
+        }
         // A sentinel is not told Redis's password.
         let Ok(Servers::Sentinel { sentinels, .. }) = parse("redis+sentinel://u:pw@a/main") else {
             panic!("no sentinels");
@@ -249,6 +272,10 @@ mod tests {
             (
                 "redis+sentinel://:s3cret@h/m?sentinel_tiemout=1",
                 "not known",
+            ),
+            (
+                "redis+sentinel://:s3cret@h/m?sentinel_ssl=true",
+                "rediss+sentinel:// only",
             ),
             (
                 "redis+sentinel://:s3cret@h/m?ssl_cert_reqs=none",

@@ -1,6 +1,9 @@
 //! The slots of a cluster: which one a key is in, which node has it, and keys of ours that are in a given one (Redis
 //! documentation, "Redis cluster specification").
 
+use std::collections::HashMap;
+use std::net::IpAddr;
+
 use super::resp::{Refusal, Reply};
 use super::url::Place;
 
@@ -60,6 +63,17 @@ impl Tags {
 pub(in crate::sink) struct Map {
     /// First slot, last slot, primary.
     ranges: Vec<(u16, u16, Place)>,
+    /// All nodes, replicas too.
+    nodes: HashMap<Place, Node>,
+}
+
+/// A node of a cluster.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Node {
+    /// What the cluster calls it; no other node of any cluster has the same one.
+    id: String,
+    /// Its host name, where it is reached by its address: what its certificate is for.
+    name: Option<String>,
 }
 
 impl Map {
@@ -69,35 +83,55 @@ impl Map {
         let Reply::Array(Some(ranges)) = reply else {
             return None;
         };
+        let mut known = HashMap::new();
         let range = |range: &Reply| {
             let Reply::Array(Some(parts)) = range else {
                 return None;
             };
-            let [
-                Reply::Integer(first),
-                Reply::Integer(last),
-                Reply::Array(Some(primary)),
-                ..,
-            ] = parts.as_slice()
-            else {
+            let [Reply::Integer(first), Reply::Integer(last), nodes @ ..] = parts.as_slice() else {
                 return None;
             };
-            let [host, Reply::Integer(port), ..] = primary.as_slice() else {
-                return None;
-            };
-            let host = match host {
-                Reply::Bulk(Some(host)) => String::from_utf8(host.clone()).ok()?,
-                _ => String::new(),
-            };
-            let place = found(host, u16::try_from(*port).ok()?, asked)?;
+            let mut nodes = nodes.iter().map(|node| read_node(node, asked));
+            let (primary, node) = nodes.next()??;
+            // A replica may be where a node sends us later.
+            known.extend(nodes.flatten());
+            known.insert(primary.clone(), node);
             Some((
                 u16::try_from(*first).ok()?,
                 u16::try_from(*last).ok()?,
-                place,
+                primary,
             ))
         };
         let ranges = ranges.iter().map(range).collect::<Option<_>>()?;
-        Some(Map { ranges })
+        Some(Map {
+            ranges,
+            nodes: known,
+        })
+    }
+
+    /// The name that a node's certificate is for, where it is reached by its address.
+    pub(in crate::sink) fn name(&self, place: &Place) -> Option<&String> {
+        self.nodes.get(place)?.name.as_ref()
+    }
+
+    /// The places of all nodes.
+    pub(in crate::sink) fn nodes(&self) -> impl Iterator<Item = &Place> {
+        self.nodes.keys()
+    }
+
+    /// Whether both are of one cluster: they have a node in common.
+    pub(in crate::sink) fn is_akin(&self, other: &Map) -> bool {
+        let has = |node: &Node| {
+            let same = |theirs: &Node| theirs.id == node.id;
+            !node.id.is_empty() && other.nodes.values().any(same)
+        };
+        self.nodes.values().any(has)
+    }
+
+    /// It is no longer true, and must be asked for again. The nodes are kept: who asks needs one, and whoever is sent to
+    /// another needs its name.
+    pub(in crate::sink) fn outdate(&mut self) {
+        self.ranges.clear();
     }
 
     /// The node that has a slot.
@@ -153,6 +187,39 @@ impl Redirect {
             false => Redirect::Ask(place),
         })
     }
+}
+
+/// A node in the answer of CLUSTER SLOTS.
+fn read_node(node: &Reply, asked: &Place) -> Option<(Place, Node)> {
+    let Reply::Array(Some(node)) = node else {
+        return None;
+    };
+    let [host, Reply::Integer(port), more @ ..] = node.as_slice() else {
+        return None;
+    };
+    let port = u16::try_from(*port).ok()?;
+    let text = |reply: &Reply| match reply {
+        Reply::Bulk(Some(text)) => String::from_utf8(text.clone()).ok(),
+        _ => None,
+    };
+    // Since Redis 7.0 behind the node's id, in pairs: the ways to name it that were not preferred.
+    let other = |kind: &str| match more.get(1) {
+        Some(Reply::Array(Some(pairs))) => pairs.chunks(2).find_map(|pair| match pair {
+            [key, value] if text(key).as_deref() == Some(kind) => text(value),
+            _ => None,
+        }),
+        _ => None,
+    };
+    let host = text(host).unwrap_or_default();
+    // It prefers host names, and this node has none.
+    let host = match host.as_str() {
+        "?" => other("ip").unwrap_or(host),
+        _ => host,
+    };
+    let is_address = host.parse::<IpAddr>().is_ok();
+    let name = other("hostname").filter(|name| is_address && !name.is_empty());
+    let id = more.first().and_then(text).unwrap_or_default();
+    Some((found(host, port, asked)?, Node { id, name }))
 }
 
 /// A node that gives no host is at the one that was asked.
@@ -221,6 +288,59 @@ mod tests {
         }
         assert_eq!(map.places().len(), 2);
         assert_eq!(Map::read(&Reply::Integer(1), &place("seed", 1)), None);
+    }
+
+    #[test]
+    fn a_node_that_is_reached_by_its_address_has_the_name_that_it_announces() {
+        // Of Redis 7.0, whose nodes announce names or not, by each `cluster-preferred-endpoint-type`.
+        let hostname = "*2\r\n$8\r\nhostname\r\n$7\r\nn.local\r\n";
+        let ip = "*2\r\n$2\r\nip\r\n$8\r\n10.0.0.1\r\n";
+        for (host, metadata, expected, name) in [
+            ("$8\r\n10.0.0.1\r\n", "*0\r\n", "10.0.0.1", None),
+            ("$8\r\n10.0.0.1\r\n", hostname, "10.0.0.1", Some("n.local")),
+            ("$7\r\nn.local\r\n", ip, "n.local", None),
+            ("$1\r\n?\r\n", ip, "10.0.0.1", None),
+            ("$1\r\n?\r\n", "*0\r\n", "seed", None),
+            ("$-1\r\n", hostname, "seed", None),
+        ] {
+            let text = format!(
+                "*1\r\n*4\r\n:0\r\n:16383\r\n*4\r\n{host}:7001\r\n$2\r\nid\r\n{metadata}\
+                 *4\r\n$8\r\n10.0.0.2\r\n:7002\r\n$2\r\nid\r\n{hostname}"
+            );
+            let (reply, _) = parse(text.as_bytes()).expect("a reply").expect("all of it");
+            let mut map = Map::read(&reply, &place("seed", 1)).expect("a map");
+            let at = place(expected, 7001);
+            assert_eq!(map.of(9), Some(&at), "{text}");
+            map.outdate();
+            assert!(map.is_empty());
+            let known = |place: &Place| map.name(place).map(String::as_str);
+            assert_eq!(known(&at), name, "{text}");
+            assert_eq!(known(&place("10.0.0.2", 7002)), Some("n.local"));
+            assert_eq!(map.nodes().count(), 2);
+        }
+    }
+
+    #[test]
+    fn a_cluster_is_known_by_its_nodes() {
+        let map = |ids: &[&str]| {
+            let nodes: String = ids
+                .iter()
+                .zip(1..)
+                .map(|(id, port)| format!("*3\r\n$1\r\nh\r\n:{port}\r\n${}\r\n{id}\r\n", id.len()))
+                .collect();
+            let text = format!("*1\r\n*{}\r\n:0\r\n:16383\r\n{nodes}", 2 + ids.len());
+            let (reply, _) = parse(text.as_bytes()).expect("a reply").expect("all of it");
+            Map::read(&reply, &place("seed", 1)).expect("a map")
+        };
+        for (ours, theirs, expected) in [
+            (&["a", "b"][..], &["c", "b"][..], true),
+            (&["a", "b"], &["c", "d"], false),
+            (&["a", ""], &["c", ""], false),
+        ] {
+            let (ours, theirs) = (map(ours), map(theirs));
+            assert_eq!(ours.is_akin(&theirs), expected, "{ours:?} {theirs:?}");
+        }
+        assert!(!map(&["a"]).is_akin(&Map::default()));
     }
 
     #[test]

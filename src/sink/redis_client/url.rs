@@ -25,6 +25,8 @@ pub struct Address {
     pub db: u32,
     /// Set for `rediss://`.
     pub tls: Option<Rules>,
+    /// The name that its certificate must be for, where that is not the place's host.
+    pub name: Option<String>,
 }
 
 /// A socket.
@@ -109,6 +111,7 @@ pub(in crate::sink) fn parse_at(url: &str, port: u16) -> Result<Address, String>
         password,
         db: 0,
         tls: None,
+        name: None,
     };
     let mut tls = (scheme == "rediss").then(TlsOptions::default);
     if socket {

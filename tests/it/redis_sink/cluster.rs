@@ -4,7 +4,9 @@ use aftercommit::outbox::{Field, Task};
 use aftercommit::sink::Outcome;
 use serde_json::json;
 
+use super::sentinel::hand_over;
 use super::{Lane, entry, numbers, open, task};
+use crate::support::redis::Options;
 use crate::support::redis_ha::Cluster;
 
 fn lane(cluster: &Cluster) -> Lane {
@@ -14,7 +16,7 @@ fn lane(cluster: &Cluster) -> Lane {
 /// Streams on all three nodes.
 const KEYS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
-fn batch(numbers: impl IntoIterator<Item = u64>) -> Vec<Task> {
+pub(super) fn batch(numbers: impl IntoIterator<Item = u64>) -> Vec<Task> {
     let key = |n: u64| KEYS[(n % KEYS.len() as u64) as usize];
     numbers
         .into_iter()
@@ -26,7 +28,7 @@ fn arrived(cluster: &Cluster, stream: &str) -> Vec<u64> {
     numbers(cluster.nodes[cluster.node_of(stream)].entry_ids(stream))
 }
 
-fn all(cluster: &Cluster) -> Vec<u64> {
+pub(super) fn all(cluster: &Cluster) -> Vec<u64> {
     let mut all: Vec<u64> = Vec::new();
     for key in KEYS {
         let these = arrived(cluster, &format!("e:{key}"));
@@ -91,7 +93,11 @@ async fn a_key_keeps_its_order_over_slots() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slot_may_move_while_tasks_come() {
     let cluster = Cluster::start();
-    let mut lane = lane(&cluster);
+    move_a_slot(&cluster, &mut lane(&cluster)).await;
+}
+
+/// Hands 300 tasks over while a slot goes from one node to another.
+pub(super) async fn move_a_slot(cluster: &Cluster, lane: &mut Lane) {
     lane.delivers(&batch(0..60)).await;
     let stream = "e:a";
     let from = cluster.node_of(stream);
@@ -111,9 +117,8 @@ async fn a_slot_may_move_while_tasks_come() {
     // ASK: it is there already, and its slot is not.
     let keys: Vec<String> = source.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]);
     assert_eq!(keys.len(), 2, "{keys:?}");
-    let port = target.port().to_string();
     for (moved, key) in keys.iter().enumerate() {
-        source.run(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
+        cluster.migrate(from, to, key);
         if moved == 0 {
             // Half of them: neither node can.
             lane.hand(&batch(120..180)).await.expect_err("TRYAGAIN");
@@ -128,17 +133,42 @@ async fn a_slot_may_move_while_tasks_come() {
     lane.generation += 1;
     lane.delivers(&batch(0..300)).await;
     assert_eq!(cluster.node_of(stream), to);
-    assert_eq!(all(&cluster), (0..300).collect::<Vec<_>>());
+    assert_eq!(all(cluster), (0..300).collect::<Vec<_>>());
     let (id, _) = target.entries(stream).swap_remove(1);
     assert_eq!(id, entry(6));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_are_found_without_the_node_that_the_url_names() {
+    let mut cluster = Cluster::start_with(Options {
+        settings: &[("cluster-require-full-coverage", "no")],
+        ..Options::default()
+    });
+    let mut lane = lane(&cluster);
+    lane.delivers(&batch(0..60)).await;
+    let is_elsewhere = |key: &str| cluster.node_of(&format!("e:{key}")) != 2;
+    let (there, gone): (Vec<&str>, Vec<&str>) = KEYS.into_iter().partition(|key| is_elsewhere(key));
+    cluster.nodes[2].kill9();
+    let outage = lane.hand(&[task(60, &[(Field::Key, gone[0])])]).await;
+    outage.expect_err("it is away");
+    let more: Vec<Task> = (100..160)
+        .zip(there.iter().cycle())
+        .map(|(n, key)| task(n, &[(Field::Key, key)]))
+        .collect();
+    hand_over(&mut lane, &more).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_is_killed_loses_nothing_and_nothing_comes_twice() {
     let mut cluster = Cluster::start();
     let mut lane = lane(&cluster);
+    kill_nodes(&mut cluster, &mut lane, 6).await;
+}
+
+/// So often.
+pub(super) async fn kill_nodes(cluster: &mut Cluster, lane: &mut Lane, times: usize) {
     let mut next = 0;
-    for round in 0..6 {
+    for round in 0..times {
         lane.delivers(&batch(next..next + 60)).await;
         next += 60;
         cluster.nodes[round % 3].kill9();
@@ -171,7 +201,7 @@ async fn a_node_that_is_killed_loses_nothing_and_nothing_comes_twice() {
     }
     let mut ids: Vec<u64> = KEYS
         .iter()
-        .flat_map(|key| arrived(&cluster, &format!("e:{key}")))
+        .flat_map(|key| arrived(cluster, &format!("e:{key}")))
         .collect();
     ids.sort_unstable();
     assert_eq!(ids, (0..next).collect::<Vec<_>>());

@@ -6,6 +6,9 @@ mod lists;
 mod parts;
 mod sentinel;
 mod streams;
+mod tls_celery;
+mod tls_cluster;
+mod tls_sentinel;
 
 use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
@@ -14,9 +17,11 @@ use aftercommit::sink::redis::Config;
 use aftercommit::sink::{Outcome, Settings as _, Sink};
 use serde_json::{Value, json};
 
-/// A sink with these settings, and a short timeout.
+/// A sink with these settings, and a short timeout where they have none.
 fn open(mut settings: Value) -> Box<dyn Sink> {
-    settings["timeout"] = json!("1s");
+    if settings.get("timeout").is_none() {
+        settings["timeout"] = json!("1s");
+    }
     let config: Config = serde_json::from_value(settings).expect("settings");
     config.open().expect("a sink")
 }

@@ -105,6 +105,11 @@ impl Redis {
         self.port
     }
 
+    /// The port of TLS on 127.0.0.1.
+    pub(crate) fn tls_port(&self) -> u16 {
+        self.tls_port
+    }
+
     /// The unix socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("redis.sock")

@@ -9,27 +9,39 @@ use tempfile::TempDir;
 use super::port::free_port;
 use super::process::{Process, scratch};
 use super::redis::{Options, Redis};
+use super::tls::Certificates;
 use super::wait::{PATIENCE, until, within};
 
 /// A cluster of three primaries.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Redis>,
+    password: Option<String>,
+    /// Whether the nodes name each other by their ports of TLS.
+    tls: bool,
 }
 
 impl Cluster {
     /// Starts it; what it has is kept when nodes are killed.
     pub(crate) fn start() -> Cluster {
+        Cluster::start_with(Options::default())
+    }
+
+    /// As [`start`](Cluster::start), with options for each node. With TLS the nodes, too, speak it with each other.
+    pub(crate) fn start_with(options: Options<'_>) -> Cluster {
+        let tls = options.tls.is_some();
         let node = |_| {
             let bus = free_port().to_string();
-            let settings = [
+            let mut settings = vec![
                 ("cluster-enabled", "yes"),
                 ("cluster-port", bus.as_str()),
                 ("cluster-node-timeout", "2000"),
+                ("tls-cluster", if tls { "yes" } else { "no" }),
             ];
+            settings.extend(options.settings);
             Redis::start_with(Options {
                 durable: true,
                 settings: &settings,
-                ..Options::default()
+                ..options
             })
         };
         let nodes: Vec<Redis> = (0..3).map(node).collect();
@@ -40,15 +52,38 @@ impl Cluster {
         for (epoch, node) in (1..).zip(&nodes) {
             node.run(&["CLUSTER", "SET-CONFIG-EPOCH", &epoch.to_string()]);
         }
-        let first = &nodes[0];
-        for node in &nodes[1..] {
-            let port = node.port().to_string();
+        let cluster = Cluster {
+            nodes,
+            password: options.password.map(str::to_owned),
+            tls,
+        };
+        let first = &cluster.nodes[0];
+        for node in &cluster.nodes[1..] {
+            let port = cluster.port(node).to_string();
             let settings: Vec<String> = node.ask(&["CONFIG", "GET", "cluster-port"]);
             first.run(&["CLUSTER", "MEET", "127.0.0.1", &port, &settings[1]]);
         }
-        let cluster = Cluster { nodes };
         cluster.wait_until_ok();
         cluster
+    }
+
+    /// The port by which the others know a node.
+    pub(crate) fn port(&self, node: &Redis) -> u16 {
+        if self.tls {
+            node.tls_port()
+        } else {
+            node.port()
+        }
+    }
+
+    /// Moves a key of a slot that is on its way.
+    pub(crate) fn migrate(&self, from: usize, to: usize, key: &str) {
+        let port = self.port(&self.nodes[to]).to_string();
+        let mut command = vec!["MIGRATE", "127.0.0.1", &port, key, "0", "5000"];
+        if let Some(password) = &self.password {
+            command.extend(["AUTH", password]);
+        }
+        self.nodes[from].run(&command);
     }
 
     /// Waits until all nodes agree that all is well.
@@ -65,6 +100,12 @@ impl Cluster {
     /// The URL, by one of the nodes.
     pub(crate) fn url(&self) -> String {
         format!("redis+cluster://127.0.0.1:{}", self.nodes[2].port())
+    }
+
+    /// The URL with TLS, by one of the nodes under this name; user and password come with their `@`.
+    pub(crate) fn tls_url(&self, login: &str, host: &str, options: &str) -> String {
+        let port = self.nodes[2].tls_port();
+        format!("rediss+cluster://{login}{host}:{port}?{options}")
     }
 
     /// The index of the node that has a key.
@@ -94,6 +135,8 @@ pub(crate) struct Guarded {
     pub(crate) servers: Vec<Redis>,
     sentinels: Vec<Sentinel>,
     secrets: Option<Secrets>,
+    /// Whether the sentinels know the servers by their ports of TLS.
+    tls: bool,
 }
 
 /// What servers and sentinels ask for.
@@ -105,6 +148,8 @@ pub(crate) struct Secrets {
 
 struct Sentinel {
     port: u16,
+    /// Listens only where there are certificates.
+    tls_port: u16,
     password: Option<&'static str>,
     _process: Process,
     _directory: TempDir,
@@ -116,36 +161,42 @@ pub(crate) const SERVICE: &str = "main";
 impl Guarded {
     /// Starts all of them. The first server is the primary.
     pub(crate) fn start() -> Guarded {
-        Guarded::start_with(None)
+        Guarded::start_with(None, None)
     }
 
-    /// As [`start`](Guarded::start), where they ask for passwords.
-    pub(crate) fn start_with(secrets: Option<Secrets>) -> Guarded {
+    /// As [`start`](Guarded::start), where they ask for passwords, and where all speak TLS with each other: then they listen on
+    /// two ports, and know each other by those of TLS.
+    pub(crate) fn start_with(secrets: Option<Secrets>, tls: Option<&Certificates>) -> Guarded {
         let password = secrets.map(|secrets| secrets.server);
         let auth = ("masterauth", password.unwrap_or_default());
-        let primary = Redis::start_with(Options {
+        let replication = ("tls-replication", if tls.is_some() { "yes" } else { "no" });
+        let options = Options {
             durable: true,
             password,
-            settings: &[auth],
-            ..Options::default()
-        });
-        let port = primary.port().to_string();
+            tls,
+            settings: &[auth, replication],
+        };
+        let primary = Redis::start_with(options);
+        let port = match tls {
+            Some(_) => primary.tls_port().to_string(),
+            None => primary.port().to_string(),
+        };
         let settings = format!("127.0.0.1 {port}");
         let replica = Redis::start_with(Options {
-            durable: true,
-            password,
-            settings: &[auth, ("replicaof", &settings)],
-            ..Options::default()
+            settings: &[auth, replication, ("replicaof", &settings)],
+            ..options
         });
         until(PATIENCE, "a replica that is connected", || {
             let info: String = replica.ask(&["INFO", "replication"]);
             info.contains("master_link_status:up").then_some(())
         });
-        let sentinels: Vec<Sentinel> = (0..2).map(|_| Sentinel::start(&port, secrets)).collect();
+        let start = |_| Sentinel::start(&port, secrets, tls);
+        let sentinels: Vec<Sentinel> = (0..2).map(start).collect();
         let guarded = Guarded {
             servers: vec![primary, replica],
             sentinels,
             secrets,
+            tls: tls.is_some(),
         };
         until(
             PATIENCE,
@@ -184,9 +235,30 @@ impl Guarded {
     }
 
     fn places(&self) -> Vec<String> {
-        let ports = self.sentinels.iter().map(|sentinel| sentinel.port);
-        let ports = std::iter::once(1).chain(ports);
+        let ports = std::iter::once(1).chain(self.sentinel_ports(false));
         ports.map(|port| format!("127.0.0.1:{port}")).collect()
+    }
+
+    /// Where the sentinels listen, without or with TLS.
+    pub(crate) fn sentinel_ports(&self, tls: bool) -> Vec<u16> {
+        let port = |sentinel: &Sentinel| {
+            if tls {
+                sentinel.tls_port
+            } else {
+                sentinel.port
+            }
+        };
+        self.sentinels.iter().map(port).collect()
+    }
+
+    /// The port by which the sentinels know a server.
+    pub(crate) fn port(&self, server: usize) -> u16 {
+        let server = &self.servers[server];
+        if self.tls {
+            server.tls_port()
+        } else {
+            server.port()
+        }
     }
 
     /// Waits until the sentinels name another primary than this port's; its index.
@@ -197,18 +269,17 @@ impl Guarded {
             let address: Vec<String> = sentinel.ask(&question)?;
             address[1].parse::<u16>().ok().filter(|port| *port != from)
         });
-        self.servers
-            .iter()
-            .position(|server| server.port() == port)
+        (0..self.servers.len())
+            .find(|server| self.port(*server) == port)
             .expect("one of ours")
     }
 }
 
 impl Sentinel {
-    fn start(primary: &str, secrets: Option<Secrets>) -> Sentinel {
+    fn start(primary: &str, secrets: Option<Secrets>, tls: Option<&Certificates>) -> Sentinel {
         for _ in 0..5 {
             let directory = scratch("sentinel");
-            let port = free_port();
+            let (port, tls_port) = (free_port(), free_port());
             let file = directory.path().join("sentinel.conf");
             let mut text = format!(
                 "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n\
@@ -218,6 +289,15 @@ impl Sentinel {
             if let Some(Secrets { server, sentinel }) = secrets {
                 text.push_str(&format!(
                     "sentinel auth-pass {SERVICE} {server}\nrequirepass {sentinel}\nsentinel sentinel-pass {sentinel}\n"
+                ));
+            }
+            if let Some(certificates) = tls {
+                text.push_str(&format!(
+                    "tls-port {tls_port}\ntls-cert-file {}\ntls-key-file {}\ntls-ca-cert-file {}\n\
+                     tls-auth-clients no\ntls-replication yes\n",
+                    certificates.certificate().display(),
+                    certificates.key().display(),
+                    certificates.authority().display()
                 ));
             }
             std::fs::write(&file, text).expect("a file");
@@ -233,6 +313,7 @@ impl Sentinel {
             if ready == Some(true) {
                 return Sentinel {
                     port,
+                    tls_port,
                     password: secrets.map(|secrets| secrets.sentinel),
                     _process: process,
                     _directory: directory,

@@ -23,21 +23,30 @@ pub(crate) const CLIENT: &str = "dispatcher";
 impl Certificates {
     /// Makes new ones; no client trusts them unless it is given [`authority`](Certificates::authority).
     pub(crate) fn new() -> Certificates {
-        Certificates::valid_until(4096)
+        Certificates::make(4096, &["localhost", "127.0.0.1"])
     }
 
     /// As [`new`](Certificates::new), but the server's has expired long ago.
     pub(crate) fn expired() -> Certificates {
-        Certificates::valid_until(2001)
+        Certificates::make(2001, &["localhost", "127.0.0.1"])
     }
 
-    fn valid_until(year: i32) -> Certificates {
+    /// As [`new`](Certificates::new), but the server's is for `localhost` only, by whatever address it is reached.
+    pub(crate) fn by_name() -> Certificates {
+        Certificates::make(4096, &["localhost"])
+    }
+
+    fn make(year: i32, names: &[&str]) -> Certificates {
         let mut authority = CertificateParams::default();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // OpenSSL takes a certificate whose issuer has its own name for one that nobody else has signed.
+        authority.distinguished_name = DistinguishedName::new();
+        let name = &mut authority.distinguished_name;
+        name.push(DnType::CommonName, "an authority");
         let authority =
             CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key"))
                 .expect("an authority");
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
         let key = KeyPair::generate().expect("a key");
         let mut server = CertificateParams::new(names).expect("names");
         server.not_after = date_time_ymd(year, 1, 1);
