@@ -45,6 +45,11 @@ mod order;
 #[cfg(any(feature = "exec", feature = "webhook"))]
 mod pace;
 #[cfg(feature = "redis")]
+// The engine of several sinks: a build that leaves some of them out does not need all of it.
+#[cfg_attr(
+    not(all(feature = "bullmq", feature = "dramatiq", feature = "sidekiq")),
+    allow(dead_code)
+)]
 pub mod redis;
 #[cfg(any(feature = "celery", feature = "redis"))]
 #[cfg_attr(
