@@ -1,6 +1,7 @@
 //! Integration tests: real servers, started by `support`.
 
 mod amqp;
+mod amqp_cluster;
 mod amqp_daemon;
 mod amqp_faults;
 mod amqp_reconnect;

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::io::poll_read_buf;
 
 use super::method::{self, Method, Refusal, read_content_header};
+use super::url::Address;
 use super::wire::{BODY, FRAME_OVERHEAD, HEADER, HEARTBEAT, METHOD, Malformed, frame, write_frame};
 
 /// Why a connection is of no more use.
@@ -71,6 +73,8 @@ struct Returning {
 pub(super) const FRAME_MAX: u32 = 131_072;
 
 pub(super) struct Link {
+    /// Where it leads.
+    pub(super) address: Arc<Address>,
     stream: Box<dyn Duplex>,
     input: BytesMut,
     /// What is to be written, of which the first `written` bytes are.
@@ -87,12 +91,16 @@ pub(super) struct Link {
     /// The channel that messages are published on, and the tag of the last one.
     pub(super) channel: u16,
     pub(super) tag: u64,
+    /// A queue has refused a message on this channel.
+    pub(super) nacked: bool,
     /// Exchanges that have taken a message on this connection.
     pub(super) proven: HashSet<String>,
     /// The broker has told why it takes no messages at present.
     pub(super) blocked: Option<String>,
     /// The server's own version, as it tells.
     pub(super) server: String,
+    /// The name of its cluster; RabbitMQ has one.
+    pub(super) cluster: Option<String>,
 }
 
 /// What the output has grown to beyond this is given back once it is written.
@@ -100,9 +108,10 @@ const OUTPUT_KEPT: usize = 1 << 20;
 const READ_AT_ONCE: usize = 16 << 10;
 
 impl Link {
-    pub(super) fn new(stream: Box<dyn Duplex>) -> Link {
+    pub(super) fn new(address: Arc<Address>, stream: Box<dyn Duplex>) -> Link {
         let now = Instant::now();
         Link {
+            address,
             stream,
             input: BytesMut::new(),
             output: method::GREETING.to_vec(),
@@ -115,9 +124,11 @@ impl Link {
             last_heard: now,
             channel: 0,
             tag: 0,
+            nacked: false,
             proven: HashSet::new(),
             blocked: None,
             server: String::new(),
+            cluster: None,
         }
     }
 

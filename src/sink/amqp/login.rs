@@ -2,7 +2,7 @@
 //!
 //! A broker reads what a client says in the order in which it was said, and ignores what comes behind something that it
 //! refuses; so nothing is waited for that is not needed to go on. The first time that are the ways to log in and the limits:
-//! three round trips. Of a broker that is known, both are known, and all is said at once.
+//! three round trips. Of a node that is known, both are known, and all is said at once.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::url::Address;
 /// A server that allows less than this is not RabbitMQ, and headers have no room in it (specification, chapter 4.2.3).
 const LEAST_FRAME: u32 = 4096;
 
-/// What a broker and we have agreed on.
+/// What a node and we have agreed on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     /// Bytes of a frame.
@@ -51,18 +51,18 @@ impl Limits {
 }
 
 impl Link {
-    /// Connects, logs in, and opens a channel whose messages are confirmed. `known`: what was agreed on with this broker the
+    /// Connects, logs in, and opens a channel whose messages are confirmed. `known`: what was agreed on with this node the
     /// last time. Should it allow less by now, it closes the connection: then nothing is known.
     ///
     /// # Errors
     /// Why that is not possible.
     pub(super) async fn open(
-        address: &Address,
+        address: &Arc<Address>,
         tls: Option<&Arc<ClientConfig>>,
         known: Option<Limits>,
     ) -> Result<(Link, Limits), Trouble> {
         let stream = connect(address, tls).await.map_err(Trouble::Unreachable)?;
-        let mut link = Link::new(stream);
+        let mut link = Link::new(Arc::clone(address), stream);
         if let Some(limits) = known {
             link.log_in(address);
             link.go_on(limits, &address.vhost);
@@ -76,6 +76,7 @@ impl Link {
         };
         let version = property(&properties, "version").unwrap_or_default();
         let product = property(&properties, "product").unwrap_or("AMQP broker".to_owned());
+        link.cluster = property(&properties, "cluster_name");
         link.server = format!("{product} {version}").chars().take(64).collect();
         if known.is_none() {
             let wanted = mechanism(address);
@@ -134,12 +135,19 @@ impl Link {
         self.channel_opens().await
     }
 
+    /// Opens the next channel, and closes this one, on which nothing is under way.
+    pub(super) async fn change_channel(&mut self) -> Result<(), Trouble> {
+        method::close_channel(&mut self.output, self.channel);
+        self.open_channel().await
+    }
+
     /// Asks for the next channel, whose messages are confirmed.
     fn ask_for_channel(&mut self) {
         self.channel = 3 - self.channel.clamp(1, 2);
         method::open_channel(&mut self.output, self.channel);
         method::confirm_select(&mut self.output, self.channel);
         self.tag = 0;
+        self.nacked = false;
     }
 
     /// Waits for the channel that was asked for.

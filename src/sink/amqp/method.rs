@@ -279,6 +279,16 @@ pub(super) fn flow_ok(out: &mut Vec<u8>, channel: u16, active: bool) {
     write(out, channel, CHANNEL, 21, |out| out.push(active.into()));
 }
 
+/// Closes a channel, for no fault of its own.
+pub(super) fn close_channel(out: &mut Vec<u8>, channel: u16) {
+    const SUCCESS: [u8; 2] = 200_u16.to_be_bytes();
+    write(out, channel, CHANNEL, 40, |out| {
+        out.extend(SUCCESS);
+        // No words, and no method that it is about.
+        out.extend([0; 5]);
+    });
+}
+
 pub(super) fn channel_close_ok(out: &mut Vec<u8>, channel: u16) {
     write(out, channel, CHANNEL, 41, |_| ());
 }

@@ -14,12 +14,17 @@
 //! - **What the broker can lose**: transient messages and queues that are not durable, when it starts again; what is over
 //!   `x-max-length` (unless `x-overflow` is reject-publish), or expires; what a dead-letter exchange cannot route; classic
 //!   queues of a node whose disk is gone.
-//! - **Away**: a broker that refuses our login or certificate, is silent for twice the heartbeat or longer than `timeout`, or
-//!   takes nothing (alarms of memory and disk). Nobody's attempts burn; what was under way is sent again. `amqps://` never falls
-//!   back to plain text. Only new connections are asked for a password: that it has changed shows then, and a URL in a file is
-//!   read again.
+//! - **Several nodes** in one URL, `;` between: when one cannot be reached, refuses us or breaks the connection, the next one is
+//!   used (`nodes.rs`), and what was under way is sent again there: a repeat, where the lost node had passed it on. They must be
+//!   nodes of one cluster: two brokers are two sets of queues, and no consumer finds all. A queue that is on one node only
+//!   (classic, not mirrored) is gone with that node all the same.
+//! - **Away**: a broker, or each of its nodes, that refuses our login or certificate, is silent for twice the heartbeat or longer
+//!   than `timeout`, or takes nothing (alarms of memory and disk). Nobody's attempts burn; what was under way is sent again.
+//!   `amqps://` never falls back to plain text. Only new connections are asked for a password: that it has changed shows then, and
+//!   a URL in a file is read again.
 //!
-//! `check --online` sees, and changes nothing: whether the broker lets us in and takes messages; whether the exchange, or the
+//! `check --online` sees, and changes nothing: whether the broker, or each of its nodes, lets us in and takes messages, and whether
+//! they are of one cluster; whether the exchange, or the
 //! queue of the default exchange, is there; whether that queue is durable, if our user may configure it (we ask for a queue that
 //! RabbitMQ never makes, and its refusal tells). It cannot see what only the management interface shows: which queues are bound
 //! for a routing key, their length limits and policies, the members of a quorum queue.
@@ -34,6 +39,7 @@ mod flow;
 mod link;
 mod login;
 pub mod method;
+pub(super) mod nodes;
 pub(super) mod outcome;
 pub(super) mod probe;
 pub(super) mod publisher;
@@ -48,11 +54,11 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
+use self::nodes::Nodes;
 use self::outcome::shown;
 use self::probe::Place;
 use self::publisher::{Letter, Letters, Publisher};
 use self::url::Address;
-use super::broker_url::client_config;
 use super::settings::{Either, check_timeout, default_timeout};
 use super::{Cause, Delivery, Invalid, Outcome, Probe, SecretFile, Settings, Sink};
 use crate::envelope::Unfit;
@@ -65,7 +71,7 @@ use crate::pg::Timestamp;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where the broker is, and how to get in.
+    /// Where the broker is, and how to get in; with `;` between, each node of a cluster.
     pub url: Option<SecretString>,
     /// A file that holds the URL; instead of `url`, which it becomes when the configuration is loaded.
     pub url_file: Option<PathBuf>,
@@ -95,11 +101,11 @@ fn default_persistent() -> bool {
 }
 
 impl Config {
-    fn address(&self) -> Result<Option<Address>, Invalid> {
+    fn addresses(&self) -> Result<Option<Vec<Address>>, Invalid> {
         let url = Either::url(&self.url, &self.url_file);
         let url = url.one("amqp://user:password@host/vhost, or url_file")?;
-        let address = url.map(|url| url::parse(url.expose_secret())).transpose();
-        address.map_err(|words| Invalid::new("url", words))
+        let addresses = url.map(|url| url::parse(url.expose_secret())).transpose();
+        addresses.map_err(|words| Invalid::new("url", words))
     }
 
     fn letters(&self) -> Result<EventLetters, Invalid> {
@@ -132,7 +138,7 @@ impl Config {
 
 impl Settings for Config {
     fn validate(&self) -> Result<(), Invalid> {
-        self.address()?;
+        self.addresses()?;
         self.letters()?;
         check_timeout("timeout", self.timeout)
     }
@@ -147,12 +153,11 @@ impl Settings for Config {
 
     fn open(&self) -> Result<Box<dyn Sink>, Invalid> {
         self.validate()?;
-        let Some(address) = self.address()? else {
+        let Some(addresses) = self.addresses()? else {
             return Err(Invalid::unread("url_file"));
         };
-        let tls = client_config("url", address.tls.as_ref())?;
         Ok(Box::new(Amqp {
-            publisher: Publisher::new(address, tls, self.timeout),
+            publisher: Publisher::new(Nodes::new("url", addresses)?, self.timeout),
             letters: self.letters()?,
         }))
     }

@@ -1,5 +1,7 @@
 //! What a broker's refusals mean for a batch: one table.
 
+use std::time::Duration;
+
 use super::link::Trouble;
 use super::method::Refusal;
 use super::url::Address;
@@ -57,6 +59,12 @@ pub(super) fn blocked(address: &Address, why: &str) -> Outage {
     Outage(Cause::new(format!(
         "{address} takes no messages: {why} (its memory or its disk; rabbitmq-diagnostics alarms)"
     )))
+}
+
+/// The broker hangs.
+pub(super) fn late(address: &Address, patience: Duration) -> Outage {
+    let words = format!("{address} has not answered within {patience:?}");
+    Outage(Cause::new(words))
 }
 
 /// The outage that a broken or refused connection is.

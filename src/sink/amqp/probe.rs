@@ -7,6 +7,9 @@ use super::outcome::{blocked, outage, shown};
 use super::publisher::Publisher;
 use crate::sink::{Outage, Sight};
 
+/// The remedy where there is no answer.
+const RUNS: &str = "see to it that the broker runs and that the URL is right";
+
 /// What a question is answered with when the thing that it is about is not there.
 const NOT_FOUND: u16 = 404;
 
@@ -16,20 +19,20 @@ impl Publisher {
         &mut self,
         places: impl IntoIterator<Item = Place<'_>>,
     ) -> Vec<Sight> {
-        let remedy = "see to it that the broker runs and that the URL is right";
-        let mut link = match self.connect().await {
-            Ok(link) => link,
-            Err(Outage(cause)) => {
-                return vec![Sight::Fault(cause.to_string(), remedy.to_owned())];
-            }
-        };
-        if let Some(why) = &link.blocked {
-            let Outage(cause) = blocked(&self.address, why);
+        let rested = self.rested().await;
+        if let Some(link) = &rested
+            && let Some(why) = &link.blocked
+        {
+            let Outage(cause) = blocked(&link.address, why);
             let remedy = "free memory or disk, or let workers catch up".to_owned();
-            self.let_rest(link);
+            rested.into_iter().for_each(|link| self.let_rest(link));
             return vec![Sight::Fault(cause.to_string(), remedy)];
         }
-        let mut sights = vec![Sight::Good(format!("{} takes messages", link.server))];
+        let nodes = self.nodes.connect_each(rested, self.timeout).await;
+        let (mut sights, link) = roll_call(nodes);
+        let Some(mut link) = link else {
+            return sights;
+        };
         for place in places {
             let seen = match place {
                 Place::Queue(name) => queue(&mut link, name).await,
@@ -38,15 +41,64 @@ impl Publisher {
             match seen {
                 Ok(sight) => sights.extend(sight),
                 Err(trouble) => {
-                    let Outage(cause) = outage(trouble, &self.address);
-                    sights.push(Sight::Fault(cause.to_string(), remedy.to_owned()));
+                    let Outage(cause) = outage(trouble, &link.address);
+                    sights.push(Sight::Fault(cause.to_string(), RUNS.to_owned()));
                     return sights;
                 }
             }
         }
+        self.nodes.begin_at(&link);
         self.let_rest(link);
         sights
     }
+}
+
+/// Which nodes take messages and which do not, and a connection to one that does. One that is away is a risk where another one is
+/// there.
+fn roll_call(nodes: Vec<Result<Link, Outage>>) -> (Vec<Sight>, Option<Link>) {
+    let is_one = nodes.len() == 1;
+    let mut sights = Vec::new();
+    let mut first: Option<Link> = None;
+    let mut away = Vec::new();
+    for node in nodes {
+        let link = match node {
+            Ok(link) => link,
+            Err(Outage(cause)) => {
+                away.push(cause.to_string());
+                continue;
+            }
+        };
+        sights.push(Sight::Good(match is_one {
+            true => format!("{} takes messages", link.server),
+            false => format!("{} at {} takes messages", link.server, link.address),
+        }));
+        match &first {
+            None => first = Some(link),
+            Some(other) if other.cluster == link.cluster => {}
+            Some(other) => sights.push(strangers(other, &link)),
+        }
+    }
+    let sight = |words| match first {
+        Some(_) => Sight::Risk(words, format!("{RUNS}; the others do its work meanwhile")),
+        None => Sight::Fault(words, RUNS.to_owned()),
+    };
+    sights.extend(away.into_iter().map(sight));
+    (sights, first)
+}
+
+/// They do not know each other's queues.
+fn strangers(one: &Link, other: &Link) -> Sight {
+    let cluster = |link: &Link| shown(link.cluster.as_deref().unwrap_or_default());
+    Sight::Risk(
+        format!(
+            "{} belongs to the cluster {}, and {} to {}: messages would wait in two brokers",
+            one.address,
+            cluster(one),
+            other.address,
+            cluster(other)
+        ),
+        "name the nodes of one cluster only".to_owned(),
+    )
 }
 
 /// What there is to be looked at.

@@ -6,19 +6,16 @@
 //! such an end, all go one by one for a while.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use tokio::time::{Instant, timeout};
 
 use super::flow::Flow;
-use super::link::{Event, Link, Trouble};
-use super::login::Limits;
+use super::link::{Event, Link};
 use super::method::{self, Method, Refusal};
-use super::outcome::{blocked, nacked, outage, refused};
+use super::nodes::Nodes;
+use super::outcome::{blocked, late, nacked, outage, refused};
 use super::rest::Resting;
-use super::url::Address;
 use super::wire::write_content;
 use crate::clock;
 use crate::envelope::Unfit;
@@ -65,14 +62,11 @@ const CUT_SHORT: Duration = Duration::from_millis(100);
 /// Names that are remembered.
 const EXCHANGES_KNOWN: usize = 1000;
 
-/// The way to one broker. It connects when it is first used.
+/// The way to one broker, by any of its nodes. It connects when it is first used.
 pub(in crate::sink) struct Publisher {
-    pub(super) address: Address,
-    tls: Option<Arc<ClientConfig>>,
+    pub(super) nodes: Nodes,
     /// No answer for so long, and the broker counts as away.
-    timeout: Duration,
-    /// What was agreed on with the broker the last time.
-    limits: Option<Limits>,
+    pub(super) timeout: Duration,
     /// In nobody's hands while a batch is under way: a batch that is dropped midway takes its connection with it.
     resting: Option<Resting>,
     /// A channel was closed without saying by which message: one by one until then.
@@ -84,16 +78,10 @@ pub(in crate::sink) struct Publisher {
 }
 
 impl Publisher {
-    pub(in crate::sink) fn new(
-        address: Address,
-        tls: Option<Arc<ClientConfig>>,
-        timeout: Duration,
-    ) -> Publisher {
+    pub(in crate::sink) fn new(nodes: Nodes, timeout: Duration) -> Publisher {
         Publisher {
-            address,
-            tls,
+            nodes,
             timeout,
-            limits: None,
             resting: None,
             careful_until: None,
             refused: HashMap::new(),
@@ -114,11 +102,6 @@ impl Publisher {
             return Ok(Vec::new());
         }
         let mut link = self.connect().await?;
-        if let Some(why) = &link.blocked {
-            let outage = blocked(&self.address, why);
-            self.let_rest(link);
-            return Err(outage);
-        }
         self.refused
             .retain(|_, (since, _)| since.elapsed() < REFUSAL_FRESH);
         let mut run = Run {
@@ -130,7 +113,29 @@ impl Publisher {
             written: 0,
             since: Instant::now(),
         };
-        let done = run.all(&mut link, self).await;
+        // Each node is lost once, at most: then it is all of them.
+        let mut others = self.nodes.count() - 1;
+        let done = loop {
+            let done = match &link.blocked {
+                Some(why) => Err(blocked(&link.address, why)),
+                None => run.all(&mut link, self).await,
+            };
+            // An alarm is the whole cluster's.
+            let (Err(lost), None) = (&done, &link.blocked) else {
+                break done;
+            };
+            self.nodes.lost(lost.clone());
+            // After a silence, whoever waits for the batch hears of it first.
+            if others == 0 || run.since.elapsed() >= self.timeout {
+                break done;
+            }
+            others -= 1;
+            match self.nodes.connect(self.timeout).await {
+                Ok(next) => link = next,
+                Err(outage) => break Err(outage),
+            }
+            run.take_back();
+        };
         // A connection that is blocked is kept: a new one would take a message, and be blocked as well.
         if done.is_ok() || link.blocked.is_some() {
             self.let_rest(link);
@@ -148,40 +153,26 @@ impl Publisher {
         done.map(|()| run.flow.into_outcomes())
     }
 
-    pub(super) async fn connect(&mut self) -> Result<Link, Outage> {
-        if let Some(resting) = self.resting.take()
-            && let Some(link) = resting.wake().await
-        {
-            return Ok(link);
+    async fn connect(&mut self) -> Result<Link, Outage> {
+        match self.rested().await {
+            Some(link) => Ok(link),
+            None => self.nodes.connect(self.timeout).await,
         }
-        // Gone when it does not work: then step by step.
-        let known = self.limits.take();
-        let open = Link::open(&self.address, self.tls.as_ref(), known);
-        match timeout(self.timeout, open).await {
-            Ok(Ok((link, limits))) => {
-                self.limits = Some(limits);
-                Ok(link)
+    }
+
+    /// The connection that rests, if there is one that still works.
+    pub(super) async fn rested(&mut self) -> Option<Link> {
+        match self.resting.take()?.wake().await {
+            Ok(link) => Some(link),
+            Err(lost) => {
+                lost.into_iter().for_each(|lost| self.nodes.lost(lost));
+                None
             }
-            Ok(Err(trouble)) => {
-                if let Trouble::Unreachable(_) = trouble {
-                    self.limits = known;
-                }
-                Err(outage(trouble, &self.address))
-            }
-            Err(_) => Err(self.late()),
         }
     }
 
     pub(super) fn let_rest(&mut self, link: Link) {
         self.resting = Some(Resting::new(link));
-    }
-
-    fn late(&self) -> Outage {
-        let words = format!(
-            "{} has not answered within {:?}",
-            self.address, self.timeout
-        );
-        Outage(Cause::new(words))
     }
 
     fn refuse(&mut self, exchange: &str, outcome: Outcome) {
@@ -207,6 +198,14 @@ struct Run<'b, L> {
 
 impl<L: Letters> Run<'_, L> {
     async fn all(&mut self, link: &mut Link, publisher: &mut Publisher) -> Result<(), Outage> {
+        // RabbitMQ looks for the leader of a quorum queue once per channel. Where that was a dead node's, all that follows is
+        // refused, for as long as the channel is open.
+        if link.nacked {
+            match timeout(publisher.timeout, link.change_channel()).await {
+                Ok(opened) => opened.map_err(|trouble| outage(trouble, &link.address))?,
+                Err(_) => return Err(late(&link.address, publisher.timeout)),
+            }
+        }
         let mut answered = Instant::now();
         loop {
             self.fill(link, publisher);
@@ -215,8 +214,8 @@ impl<L: Letters> Run<'_, L> {
             }
             let left = publisher.timeout.saturating_sub(answered.elapsed());
             let event = match timeout(left, link.event()).await {
-                Ok(event) => event.map_err(|trouble| outage(trouble, &publisher.address))?,
-                Err(_) => return Err(publisher.late()),
+                Ok(event) => event.map_err(|trouble| outage(trouble, &link.address))?,
+                Err(_) => return Err(late(&link.address, publisher.timeout)),
             };
             // Before a confirm that was long under way makes way for the next one.
             if self.since.elapsed() >= CUT_SHORT {
@@ -227,6 +226,7 @@ impl<L: Letters> Run<'_, L> {
                     self.answered(link, tag, multiple, &Outcome::Delivered);
                 }
                 Event::Said(Method::Nack { tag, multiple }) => {
+                    link.nacked = true;
                     self.answered(link, tag, multiple, &nacked());
                 }
                 Event::Returned {
@@ -242,19 +242,24 @@ impl<L: Letters> Run<'_, L> {
                 Event::Said(Method::ChannelClose(refusal)) => {
                     self.channel_closed(link, publisher, &refusal);
                     match timeout(publisher.timeout, link.open_channel()).await {
-                        Ok(opened) => {
-                            opened.map_err(|trouble| outage(trouble, &publisher.address))?
-                        }
-                        Err(_) => return Err(publisher.late()),
+                        Ok(opened) => opened.map_err(|trouble| outage(trouble, &link.address))?,
+                        Err(_) => return Err(late(&link.address, publisher.timeout)),
                     }
                 }
-                Event::Said(Method::Blocked(why)) => return Err(blocked(&publisher.address, &why)),
+                Event::Said(Method::Blocked(why)) => return Err(blocked(&link.address, &why)),
                 // A heartbeat is no progress.
                 Event::Written if link.tag > self.written => self.written = link.tag,
                 Event::Written | Event::Said(_) => continue,
             }
             answered = Instant::now();
         }
+    }
+
+    /// Its connection is gone: what was under way goes again, on the next one.
+    fn take_back(&mut self) {
+        self.flow.take_back();
+        self.alone = None;
+        self.written = 0;
     }
 
     /// Publishes what may be published now.

@@ -5,11 +5,13 @@ use tokio::task::JoinHandle;
 
 use super::link::{Event, Link};
 use super::method::Method;
+use super::outcome::outage;
+use crate::sink::Outage;
 
 /// A connection that rests; closed when dropped.
 pub(super) struct Resting {
     wake: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Option<Link>>,
+    task: JoinHandle<Result<Link, Option<Outage>>>,
 }
 
 impl Resting {
@@ -22,13 +24,16 @@ impl Resting {
         }
     }
 
-    /// Takes it back; `None` when it has broken meanwhile. It is closed when this is dropped midway.
-    pub(super) async fn wake(mut self) -> Option<Link> {
+    /// Takes it back. It is closed when this is dropped midway.
+    ///
+    /// # Errors
+    /// It is of no more use: it has broken, or what was said on it is over.
+    pub(super) async fn wake(mut self) -> Result<Link, Option<Outage>> {
         if let Some(wake) = self.wake.take() {
             // Gone when the connection has broken.
             let _ = wake.send(());
         }
-        (&mut self.task).await.ok().flatten()
+        (&mut self.task).await.unwrap_or(Err(None))
     }
 }
 
@@ -38,16 +43,20 @@ impl Drop for Resting {
     }
 }
 
-async fn look_after(mut link: Link, mut woken: oneshot::Receiver<()>) -> Option<Link> {
+async fn look_after(
+    mut link: Link,
+    mut woken: oneshot::Receiver<()>,
+) -> Result<Link, Option<Outage>> {
     loop {
         tokio::select! {
             biased;
             event = link.event() => match event {
                 // Once the broker takes messages again, it answers for some that were given up: nobody waits for that.
-                Err(_) | Ok(Event::Said(Method::ChannelClose(_) | Method::Unblocked)) => return None,
+                Ok(Event::Said(Method::ChannelClose(_) | Method::Unblocked)) => return Err(None),
+                Err(trouble) => return Err(Some(outage(trouble, &link.address))),
                 Ok(_) => {}
             },
-            _ = &mut woken => return Some(link),
+            _ = &mut woken => return Ok(link),
         }
     }
 }

@@ -4,6 +4,8 @@
 //! `amqp://[user[:password]@]host[:port][/vhost]`, `amqps://` with `ssl_cert_reqs`, `ssl_ca_certs`, `ssl_certfile`,
 //! `ssl_keyfile` and `ssl_check_hostname`; `heartbeat` in seconds. User, password, host and virtual host are percent-encoded.
 //! `pyamqp://` is `amqp://`. A client certificate without a user logs in by itself (EXTERNAL).
+//!
+//! Several of them with `;` between, each a whole URL, are the nodes of one cluster.
 
 use std::fmt;
 
@@ -60,20 +62,36 @@ pub fn is_amqp(url: &str) -> bool {
     matches!(scheme, Some("amqp" | "amqps" | "pyamqp" | "librabbitmq"))
 }
 
-/// Reads a broker URL.
+/// Reads the URL of a broker, or those of its nodes with `;` between; in their order, one at least.
 ///
 /// # Errors
-/// Says what is wrong, without showing the URL: it may hold a password.
-pub fn parse(url: &str) -> Result<Address, String> {
+/// Says what is wrong, and with which one, without showing the URL: it may hold a password.
+pub fn parse(urls: &str) -> Result<Vec<Address>, String> {
+    let is_one = !urls.contains(';');
+    let nodes = urls.split(';').enumerate();
+    // Where a list is put together, a separator too many is nobody's node.
+    let nodes = nodes.filter(|(_, url)| is_one || !url.is_empty());
+    let read = |(index, url)| match node(url) {
+        Err(words) if !is_one => {
+            let number = index + 1;
+            Err(format!(
+                "names several brokers, and number {number} {words}"
+            ))
+        }
+        read => read,
+    };
+    let nodes = nodes.map(read).collect::<Result<Vec<_>, _>>()?;
+    match nodes.is_empty() {
+        true => Err("names no broker".to_owned()),
+        false => Ok(nodes),
+    }
+}
+
+fn node(url: &str) -> Result<Address, String> {
     let (scheme, rest) = url
         .split_once("://")
         .filter(|_| is_amqp(url))
         .ok_or("is no URL of an AMQP broker: amqp://user:password@host:5672/vhost")?;
-    if url.contains(';') {
-        return Err(
-            "names several brokers: failover between them is not offered, name one".to_owned(),
-        );
-    }
     let mut tls = (scheme == "amqps").then(TlsOptions::default);
     let default_port = if tls.is_some() { 5671 } else { 5672 };
     let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
@@ -148,7 +166,7 @@ mod tests {
                 None,
             ),
         ] {
-            let address = parse(url).unwrap();
+            let address = node(url).unwrap();
             let found = address.login.as_ref();
             let found = found.map(|l| (l.user.as_str(), l.password.expose_secret()));
             assert_eq!(
@@ -159,7 +177,7 @@ mod tests {
             assert!(!format!("{address:?}").contains("p@ss"));
         }
         let address =
-            parse("amqps://me:x@h?ssl_cert_reqs=none&ssl_certfile=/c&ssl_keyfile=/k&heartbeat=10")
+            node("amqps://me:x@h?ssl_cert_reqs=none&ssl_certfile=/c&ssl_keyfile=/k&heartbeat=10")
                 .unwrap();
         assert_eq!(address.heartbeat, Some(10));
         assert!(address.login.is_some());
@@ -169,11 +187,54 @@ mod tests {
     }
 
     #[test]
+    fn several_are_read_as_one_each() {
+        let urls = "amqp://u:p@a/vh;amqps://me:s3cret@b:1/vh?heartbeat=5&ssl_cert_reqs=none;pyamqp://[::1];";
+        let nodes = parse(urls).unwrap();
+        let shown: Vec<String> = nodes.iter().map(Address::to_string).collect();
+        assert_eq!(
+            shown,
+            ["amqp://a:5672/vh", "amqps://b:1/vh", "amqp://[::1]:5672"]
+        );
+        // Nothing of one goes over to the next.
+        let of_each = |node: &Address| {
+            let user = node.login.as_ref().map(|login| login.user.clone());
+            let roots = node.tls.as_ref().map(|rules| rules.roots.clone());
+            (user.unwrap_or_default(), node.heartbeat, roots)
+        };
+        let of_each: Vec<_> = nodes.iter().map(of_each).collect();
+        let expected = [
+            ("u".to_owned(), None, None),
+            ("me".to_owned(), Some(5), Some(Roots::Unverified)),
+            ("guest".to_owned(), None, None),
+        ];
+        assert_eq!(of_each, expected);
+        assert_eq!(parse("amqp://a").unwrap().len(), 1);
+    }
+
+    #[test]
     fn says_what_is_wrong_without_showing_the_password() {
         for (url, words) in [
             ("h:5672", "no URL"),
             ("redis://:s3cret@h", "no URL of an AMQP broker"),
-            ("amqp://u:s3cret@a;amqp://u:s3cret@b", "several brokers"),
+            (";", "no broker"),
+            (
+                "amqp://u:s3cret@a;b",
+                "several brokers, and number 2 is no URL of an AMQP broker",
+            ),
+            (
+                "amqp://u:s3cret@a;redis://:s3cret@b",
+                "number 2 is no URL of an AMQP broker",
+            ),
+            (
+                "amqp://u:s3cret@a;; amqp://u:s3cret@b",
+                "number 3 is no URL of an AMQP broker",
+            ),
+            ("amqp://u:s3cret@a:port;amqp://b", "number 1 has a port"),
+            ("amqp://u:s3c;ret@a", "number 1 has a port"),
+            (
+                "amqps://a?ssl_cert_reqs=none;amqp://b?ssl_cert_reqs=none",
+                "number 2 has the option",
+            ),
             ("amqp://u:s3cret@h:port", "port"),
             ("amqp://u:s3cret@h/%ff", "percent-encoding"),
             ("amqp://u:s3cret@h?ssl_cert_reqs=none", "amqps:// only"),

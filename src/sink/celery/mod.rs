@@ -38,6 +38,7 @@ use serde::Deserialize;
 pub use self::backlog::Backlog;
 pub use self::rabbitmq::RabbitMq;
 pub use self::redis::Redis;
+use super::amqp::nodes::Nodes;
 use super::broker_url::client_config;
 use super::redis_client::servers::Servers;
 use super::redis_client::url;
@@ -160,11 +161,10 @@ impl Settings for Config {
         Ok(match self.parse(url)? {
             Address::Redis(servers) => {
                 let tls = client_config("broker_url", servers.login().tls.as_ref())?;
-                Box::new(Redis::new(servers, tls, self))
+                Box::new(Redis::new(*servers, tls, self))
             }
-            Address::RabbitMq(address) => {
-                let tls = client_config("broker_url", address.tls.as_ref())?;
-                Box::new(RabbitMq::new(address, tls, self))
+            Address::RabbitMq(nodes) => {
+                Box::new(RabbitMq::new(Nodes::new("broker_url", nodes)?, self))
             }
         })
     }
@@ -186,6 +186,7 @@ impl Config {
         {
             return Err(Invalid::new(key, "is for a broker_url of sentinel://"));
         }
+        let redis = |servers| Address::Redis(Box::new(servers));
         let address = match (is_sentinel, &self.master_name) {
             (true, Some(name)) if !name.is_empty() => {
                 let manner = sentinels::Manner {
@@ -194,7 +195,7 @@ impl Config {
                     password: self.sentinel_password.as_ref(),
                     tls: self.sentinel_ssl,
                 };
-                sentinels::parse(url, &manner).map(Address::Redis)
+                sentinels::parse(url, &manner).map(redis)
             }
             (true, _) => {
                 return Err(Invalid::new(
@@ -203,7 +204,7 @@ impl Config {
                 ));
             }
             _ if amqp::url::is_amqp(url) => amqp::url::parse(url).map(Address::RabbitMq),
-            _ => url::parse(url).map(Servers::One).map(Address::Redis),
+            _ => url::parse(url).map(Servers::One).map(redis),
         };
         address.map_err(|words| Invalid::new("broker_url", words))
     }
@@ -227,6 +228,6 @@ impl Config {
 
 /// Where the broker is, by the URL's scheme.
 enum Address {
-    Redis(Servers),
-    RabbitMq(amqp::url::Address),
+    Redis(Box<Servers>),
+    RabbitMq(Vec<amqp::url::Address>),
 }

@@ -9,24 +9,23 @@
 //! - **Scheduled tasks**: with `native_delay`, what is to run within that time goes to Celery's delay queues at once, instead of
 //!   into the hold table. Which queue it reaches is decided there, when its time has come: what no queue is bound for by then
 //!   is dropped there, or waits for one where the delay queues are quorum queues (Celery's default). It cannot be cancelled.
+//! - **Several nodes** of one cluster stand in the URL as they do in Celery's: when one is lost, what was under way is sent again at
+//!   the next.
 //! - **Order**: one task of a key is under way at a time; see [`crate::sink::amqp`], which does the sending, also for what the
 //!   broker can lose, and for what `check --online` sees: here the queue of tasks that name none, and with `native_delay` the
 //!   delay exchange. Several workers, priorities, and tasks with an eta break it beyond the broker, as for every producer.
 
-use std::sync::Arc;
 use std::time::Duration;
-
-use rustls::ClientConfig;
 
 use super::Config;
 use crate::envelope::celery::{Defaults, Message};
 use crate::envelope::{Unfit, amqp, native_delay};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
+use crate::sink::amqp::nodes::Nodes;
 use crate::sink::amqp::outcome::shown;
 use crate::sink::amqp::probe::Place;
 use crate::sink::amqp::publisher::{Letter, Letters, Publisher};
-use crate::sink::amqp::url::Address;
 use crate::sink::{Cause, Delivery, Outcome, Probe, Sink};
 
 /// The message carries its eta, and a worker keeps it in memory, unacknowledged, until then: good for a short while.
@@ -46,13 +45,9 @@ struct CeleryLetters {
 }
 
 impl RabbitMq {
-    pub(super) fn new(
-        address: Address,
-        tls: Option<Arc<ClientConfig>>,
-        config: &Config,
-    ) -> RabbitMq {
+    pub(super) fn new(nodes: Nodes, config: &Config) -> RabbitMq {
         RabbitMq {
-            publisher: Publisher::new(address, tls, config.timeout),
+            publisher: Publisher::new(nodes, config.timeout),
             letters: CeleryLetters {
                 defaults: Defaults {
                     queue: config.queue.clone(),

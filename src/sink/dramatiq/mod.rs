@@ -28,6 +28,7 @@ use serde::Deserialize;
 
 use self::rabbitmq::RabbitMq;
 use self::redis::Messages;
+use super::amqp::nodes::Nodes;
 use super::broker_url::client_config;
 use super::redis::push::Pusher;
 use super::redis_client::servers::{self, Servers};
@@ -80,21 +81,23 @@ fn default_ahead() -> Duration {
 
 /// Where the broker is, by the URL's scheme.
 enum Broker {
-    Redis(Servers),
-    RabbitMq(amqp::url::Address),
+    Redis(Box<Servers>),
+    RabbitMq(Vec<amqp::url::Address>),
 }
 
 fn parse(url: &SecretString) -> Result<Broker, Invalid> {
     let url = url.expose_secret();
     let broker = match amqp::url::is_amqp(url) {
         true => amqp::url::parse(url).map(Broker::RabbitMq),
-        false => servers::parse(url).map(Broker::Redis),
+        false => servers::parse(url).map(Box::new).map(Broker::Redis),
     };
     match broker {
-        Ok(Broker::Redis(Servers::Cluster { .. })) => Err(Invalid::new(
-            "url",
-            "names a Redis Cluster, where Dramatiq cannot work: name one Redis, or its sentinels",
-        )),
+        Ok(Broker::Redis(servers)) if matches!(*servers, Servers::Cluster { .. }) => {
+            Err(Invalid::new(
+                "url",
+                "names a Redis Cluster, where Dramatiq cannot work: name one Redis, or its sentinels",
+            ))
+        }
         Ok(broker) => Ok(broker),
         Err(words) => Err(Invalid::new("url", words)),
     }
@@ -149,12 +152,15 @@ impl Settings for Config {
                 let tls = client_config("url", servers.login().tls.as_ref())?;
                 let form = Messages::new(&self.namespace, self.defaults());
                 let (replicas, timeout) = (self.replicas, self.timeout);
-                Box::new(Pusher::new(servers, tls, Arc::new(form), replicas, timeout))
+                Box::new(Pusher::new(
+                    *servers,
+                    tls,
+                    Arc::new(form),
+                    replicas,
+                    timeout,
+                ))
             }
-            Broker::RabbitMq(address) => {
-                let tls = client_config("url", address.tls.as_ref())?;
-                Box::new(RabbitMq::new(address, tls, self))
-            }
+            Broker::RabbitMq(nodes) => Box::new(RabbitMq::new(Nodes::new("url", nodes)?, self)),
         })
     }
 }

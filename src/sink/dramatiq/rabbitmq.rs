@@ -6,23 +6,22 @@
 //!   queue is not there is retried: it comes with the first worker that has an actor for it.
 //! - **Repeats**: what was under way at a crash, an outage or a lost answer comes again, with the same `message_id`. RabbitMQ
 //!   keeps no notes for us.
+//! - **Several nodes** of one cluster stand in the URL as they do in Dramatiq's: when one is lost, what was under way is sent again at
+//!   the next.
 //! - **Order**: one task of a key is under way at a time; see [`crate::sink::amqp`], which does the sending, also for what the
 //!   broker can lose. Several threads of workers, priorities, retries and delays break it beyond the broker.
 
-use std::sync::Arc;
 use std::time::Duration;
-
-use rustls::ClientConfig;
 
 use super::Config;
 use crate::envelope::dramatiq::{Defaults, Message};
 use crate::envelope::{Unfit, amqp};
 use crate::outbox::Task;
 use crate::pg::Timestamp;
+use crate::sink::amqp::nodes::Nodes;
 use crate::sink::amqp::outcome::shown;
 use crate::sink::amqp::probe::Place;
 use crate::sink::amqp::publisher::{Letter, Letters, Publisher};
-use crate::sink::amqp::url::Address;
 use crate::sink::{Cause, Delivery, Outcome, Probe, Sink};
 
 /// Publishes messages to the queues of RabbitMQ that workers read.
@@ -41,13 +40,9 @@ struct DramatiqLetter<'t> {
 }
 
 impl RabbitMq {
-    pub(super) fn new(
-        address: Address,
-        tls: Option<Arc<ClientConfig>>,
-        config: &Config,
-    ) -> RabbitMq {
+    pub(super) fn new(nodes: Nodes, config: &Config) -> RabbitMq {
         RabbitMq {
-            publisher: Publisher::new(address, tls, config.timeout),
+            publisher: Publisher::new(nodes, config.timeout),
             letters: DramatiqLetters {
                 defaults: config.defaults(),
             },

@@ -87,7 +87,9 @@ pub(in crate::sink) fn parse_at(url: &str, port: u16) -> Result<Address, String>
     )?;
     if url.contains(';') {
         return Err(
-            "names several brokers: failover between them is not offered, name one".to_owned(),
+            // RabbitMQ's nodes share their queues.
+            "names several brokers: two Redis are two sets of data, so name one, or its sentinels"
+                .to_owned(),
         );
     }
     match scheme {

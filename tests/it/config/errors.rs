@@ -326,6 +326,26 @@ error: `sink.celery.more.broker_url` names several brokers, of which not all are
   |              ^^^^^"#,
         ),
         (
+            "[sink.celery.more]\nbroker_url = \"amqp://u:hunter2@h;redis://:hunter2@h\"",
+            r#"
+error: `sink.celery.more.broker_url` names several brokers, and number 2 is no URL of an AMQP broker
+ --> app.toml:2:14
+  |
+2 | broker_url = "***"
+  |              ^^^^^
+  = help: amqp://user:password@host:5672/vhost"#,
+        ),
+        (
+            "[sink.celery.more]\nbroker_url = \"redis://:hunter2@a;redis://:hunter2@b\"",
+            r#"
+error: `sink.celery.more.broker_url` names several brokers
+ --> app.toml:2:14
+  |
+2 | broker_url = "***"
+  |              ^^^^^
+  = help: two Redis are two sets of data, so name one, or its sentinels"#,
+        ),
+        (
             "[sink.stdout.workers]",
             r#"
 error: the name "workers" is used by two sinks

@@ -23,6 +23,9 @@ use super::wait::{PATIENCE, within};
 /// Debian's scripts that start what is in the package as whoever calls them.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 
+/// What nodes of a cluster have in common; the first one makes it.
+const COOKIE: &str = ".erlang.cookie";
+
 /// How to start a server.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Options<'a> {
@@ -32,12 +35,15 @@ pub(crate) struct Options<'a> {
     pub(crate) client_certificates: bool,
     /// Lines of `rabbitmq.conf` beside those of the harness.
     pub(crate) settings: &'a str,
+    /// A node of the cluster that it becomes a part of.
+    pub(crate) joins: Option<&'a RabbitMq>,
 }
 
-/// A private server of one node, stopped when dropped. It keeps durable queues on disk.
+/// A private server of one node, or a node of a cluster, stopped when dropped. It keeps durable queues on disk.
 pub(crate) struct RabbitMq {
     process: Process,
-    _names: Process,
+    /// The first node's of a cluster.
+    _names: Option<Process>,
     ports: Ports,
     directory: TempDir,
 }
@@ -71,14 +77,27 @@ impl RabbitMq {
         let directory = scratch("rabbitmq");
         for _ in 0..5 {
             let ports = Ports {
-                names: free_port(),
+                names: options
+                    .joins
+                    .map_or_else(free_port, |other| other.ports.names),
                 nodes: free_port(),
                 amqp: free_port(),
                 tls: free_port(),
                 management: free_port(),
             };
             configure(directory.path(), &ports, &options);
-            let names = name_server(directory.path(), &ports);
+            let names = match options.joins {
+                Some(other) => {
+                    // Nodes know each other by it; RabbitMQ asks that nobody else can read it.
+                    let [from, to] =
+                        [&other.directory, &directory].map(|at| at.path().join(COOKIE));
+                    if !to.exists() {
+                        fs::copy(from, to).expect("the cookie");
+                    }
+                    None
+                }
+                None => Some(name_server(directory.path(), &ports)),
+            };
             // Another process may take a free port before the server does.
             if let Some(process) = launch(directory.path(), &ports) {
                 return RabbitMq {
@@ -337,6 +356,13 @@ fn configure(directory: &Path, ports: &Ports, options: &Options) {
          consumer_timeout = 36000000\n{}\n",
         ports.amqp, ports.management, options.settings
     );
+    if let Some(other) = options.joins {
+        settings.push_str(&format!(
+            "cluster_formation.peer_discovery_backend = classic_config\n\
+             cluster_formation.classic_config.nodes.1 = {}\n",
+            node_name(&other.ports)
+        ));
+    }
     if let Some(certificates) = options.tls {
         let file = |path: PathBuf| path.display().to_string();
         settings.push_str(&format!(
@@ -369,6 +395,10 @@ fn configure(directory: &Path, ports: &Ports, options: &Options) {
     }
 }
 
+fn node_name(ports: &Ports) -> String {
+    format!("rabbit-{}@localhost", ports.amqp)
+}
+
 /// One of RabbitMQ's programs, with all that it finds and writes in a folder of its own.
 fn program(name: &str, directory: &Path, ports: &Ports) -> Command {
     let mut command = Command::new(Path::new(PROGRAMS).join(name));
@@ -378,10 +408,7 @@ fn program(name: &str, directory: &Path, ports: &Ports) -> Command {
         .env("HOME", directory)
         .env("ERL_EPMD_ADDRESS", "127.0.0.1")
         .env("ERL_EPMD_PORT", ports.names.to_string())
-        .env(
-            "RABBITMQ_NODENAME",
-            format!("rabbit-{}@localhost", ports.amqp),
-        )
+        .env("RABBITMQ_NODENAME", node_name(ports))
         .env("RABBITMQ_DIST_PORT", ports.nodes.to_string())
         .env(
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",

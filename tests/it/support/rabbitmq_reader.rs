@@ -1,4 +1,4 @@
-//! Reads a queue of RabbitMQ and leaves everything in it: a consumer that never acknowledges.
+//! Reads a queue of RabbitMQ and leaves everything in it: a consumer that never acknowledges, unless it is asked to.
 //!
 //! What it was given goes back to its place when its connection ends. After that it is all given again, also what a killed
 //! server had on disk; so that a [`rewind`](Reader::rewind) shows what is truly there, whatever was seen before.
@@ -14,6 +14,8 @@ use std::time::Duration;
 const KEPT: usize = 1 << 20;
 /// So much of it.
 const BEGINNING: usize = 1 << 10;
+/// So many are taken out at once.
+const TAKEN: u64 = 500;
 /// Between two attempts to connect.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -52,13 +54,22 @@ pub(crate) struct Reader {
 impl Reader {
     /// Reads a queue of the server on this port, as `guest`.
     pub(crate) fn start(port: u16, vhost: &str, queue: &str) -> Reader {
+        Reader::start_with(port, vhost, queue, false)
+    }
+
+    /// As [`start`](Reader::start), and takes out what it has read: a quorum queue has no more than 2000 messages with a consumer.
+    pub(crate) fn start_taking(port: u16, vhost: &str, queue: &str) -> Reader {
+        Reader::start_with(port, vhost, queue, true)
+    }
+
+    fn start_with(port: u16, vhost: &str, queue: &str, takes: bool) -> Reader {
         let state = Arc::new(Mutex::new(State::default()));
         let (vhost, queue) = (vhost.to_owned(), queue.to_owned());
         let thread = thread::spawn({
             let state = state.clone();
             move || {
                 while !lock(&state).ended {
-                    let _ = consume(port, &vhost, &queue, &state);
+                    let _ = consume(port, &vhost, &queue, takes, &state);
                     thread::sleep(PAUSE);
                 }
             }
@@ -107,7 +118,13 @@ fn hang_up(state: &mut State) {
 }
 
 /// Reads until the connection breaks.
-fn consume(port: u16, vhost: &str, queue: &str, state: &Mutex<State>) -> io::Result<()> {
+fn consume(
+    port: u16,
+    vhost: &str,
+    queue: &str,
+    takes: bool,
+    state: &Mutex<State>,
+) -> io::Result<()> {
     let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     let generation = {
         let mut state = lock(state);
@@ -120,8 +137,11 @@ fn consume(port: u16, vhost: &str, queue: &str, state: &Mutex<State>) -> io::Res
     let mut wire = Wire(BufReader::new(stream));
     wire.open(vhost, queue)?;
     let mut times: HashMap<String, usize> = HashMap::new();
-    loop {
+    for tag in 1_u64.. {
         let message = wire.message()?;
+        if takes && tag % TAKEN == 0 {
+            wire.take_out(tag)?;
+        }
         let count = times.entry(message.id.clone()).or_default();
         *count += 1;
         let mut state = lock(state);
@@ -134,6 +154,7 @@ fn consume(port: u16, vhost: &str, queue: &str, state: &Mutex<State>) -> io::Res
             state.messages.push(message);
         }
     }
+    Ok(())
 }
 
 /// A connection of AMQP 0-9-1.
@@ -173,6 +194,14 @@ impl Wire {
         self.send(1, &consume)?;
         self.expect([0, 60, 0, 21])?;
         Ok(())
+    }
+
+    /// All messages up to this one.
+    fn take_out(&mut self, tag: u64) -> io::Result<()> {
+        let mut acknowledgement = vec![0, 60, 0, 80];
+        acknowledgement.extend(tag.to_be_bytes());
+        acknowledgement.push(1);
+        self.send(1, &acknowledgement)
     }
 
     fn send(&mut self, channel: u8, method: &[u8]) -> io::Result<()> {
