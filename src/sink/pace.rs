@@ -28,6 +28,11 @@ impl Pace {
         self.most
     }
 
+    /// It does nothing: what is handed to it will lie there for as long as it takes to see that.
+    pub(super) fn away(&mut self) {
+        self.most = self.least;
+    }
+
     /// A batch of so many tasks took so long.
     pub(super) fn took(&mut self, tasks: usize, time: Duration) {
         if time > AT_MOST {
@@ -65,5 +70,7 @@ mod tests {
             pace.took(usize::MAX, Duration::ZERO);
         }
         assert_eq!(pace.most(), MOST);
+        pace.away();
+        assert_eq!(pace.most(), 4);
     }
 }

@@ -1,5 +1,7 @@
 //! The webhook sink against a receiver on real sockets: what is sent, what an answer means, and where it does not go.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aftercommit::outbox::{Field, Position, Task};
@@ -329,6 +331,33 @@ async fn a_receiver_that_hangs_is_away_and_its_tasks_are_not_to_blame() {
         began.elapsed() < Duration::from_secs(20),
         "it does not wait for each"
     );
+}
+
+#[tokio::test]
+async fn a_probe_without_an_answer_does_not_bring_a_receiver_back() {
+    for batch in [1, 10] {
+        let answers = Arc::new(AtomicBool::new(false));
+        let receiver = Receiver::deciding({
+            let answers = answers.clone();
+            move |_| match answers.load(Ordering::Relaxed) {
+                true => Answer::Status(204, Vec::new()),
+                false => Answer::Silence,
+            }
+        });
+        let settings = json!({"timeout": "300ms", "concurrency": 4, "batch": batch});
+        let mut sink = sink(&receiver, settings);
+        let tasks = keyed(500, 100);
+        let outage = sink.deliver(&tasks).await;
+        assert!(outage.is_err(), "{outage:?}");
+        assert!(sink.most() <= 10, "so few are handed to it next");
+        for probe in &tasks[..2] {
+            let outage = sink.deliver(std::slice::from_ref(probe)).await;
+            assert!(outage.is_err(), "{outage:?}");
+        }
+        answers.store(true, Ordering::Relaxed);
+        let outcomes = sink.deliver(&tasks).await.expect("it is back");
+        assert_eq!(delivered(&outcomes), tasks.len());
+    }
 }
 
 #[tokio::test]

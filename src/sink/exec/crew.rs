@@ -115,6 +115,7 @@ impl Exec {
             }
         }
         if let Some(cause) = outage {
+            self.pace.away();
             return Err(Outage(cause));
         }
         self.answered.forget(batch);

@@ -24,8 +24,6 @@ struct Known<'t> {
     outcomes: Vec<Option<Outcome>>,
     /// Keys of which a task was not delivered.
     stopped: HashSet<&'t [u8]>,
-    /// Arrays that were not answered since one was.
-    silent: usize,
 }
 
 impl Known<'_> {
@@ -41,7 +39,6 @@ impl Webhook {
         let mut known = Known {
             outcomes: vec![None; batch.len()],
             stopped: HashSet::new(),
-            silent: 0,
         };
         let mut array = Array::default();
         for (index, task) in batch.iter().enumerate() {
@@ -94,15 +91,12 @@ impl Webhook {
             Err(cause) => Outcome::Reject(cause),
             Ok(request) => match self.endpoint.send(self.idle.pop(), request).await {
                 End::Answer(outcome, link) => {
-                    known.silent = 0;
+                    self.silence.is_broken();
                     self.idle.extend(link);
                     outcome
                 }
-                End::Silence(cause) if known.silent > 0 => return Err(Outage(cause)),
-                End::Silence(cause) => {
-                    known.silent += 1;
-                    Outcome::Retry(cause)
-                }
+                End::Silence(cause) if self.silence.is_away() => return Err(Outage(cause)),
+                End::Silence(cause) => Outcome::Retry(cause),
                 End::Away(cause) => return Err(Outage(cause)),
             },
         };

@@ -13,6 +13,7 @@ use super::answer::judge;
 use super::connection::{Link, Place};
 use super::message::{ID, Message, SIGNATURE, Shape, TIMESTAMP};
 use super::signature::Signer;
+use super::silence::Silence;
 use crate::clock;
 use crate::outbox::Task;
 use crate::sink::answered::Answered;
@@ -141,6 +142,7 @@ pub struct Webhook {
     /// Connections that rest.
     pub(super) idle: Vec<Link>,
     pub(super) answered: Answered,
+    pub(super) silence: Silence,
     pub(super) pace: Pace,
 }
 
@@ -152,13 +154,12 @@ impl Webhook {
             concurrency,
             idle,
             answered,
+            silence,
             ..
         } = self;
         let endpoint = &*endpoint;
         let mut order = Order::new(batch);
         let mut under_way = FuturesUnordered::new();
-        // Requests that ended without an answer since there was one.
-        let mut silent = 0;
         loop {
             while under_way.len() < *concurrency
                 && let Some(index) = order.take()
@@ -186,20 +187,15 @@ impl Webhook {
             };
             match end {
                 End::Answer(outcome, link) => {
-                    silent = 0;
+                    silence.is_broken();
                     idle.extend(link);
                     if let (Outcome::Delivered, Some(task)) = (&outcome, batch.get(index)) {
                         answered.insert(task);
                     }
                     order.settle(index, outcome);
                 }
-                End::Silence(cause) => {
-                    silent += 1;
-                    if silent >= (*concurrency).max(2) {
-                        return Err(Outage(cause));
-                    }
-                    order.settle(index, Outcome::Retry(cause));
-                }
+                End::Silence(cause) if silence.is_away() => return Err(Outage(cause)),
+                End::Silence(cause) => order.settle(index, Outcome::Retry(cause)),
                 End::Away(cause) => return Err(Outage(cause)),
             }
         }
@@ -241,11 +237,14 @@ impl Sink for Webhook {
         Box::pin(async move {
             let began = Instant::now();
             let outcomes = match self.batch {
-                1 => self.deliver_batch(batch).await?,
-                _ => self.deliver_arrays(batch).await?,
+                1 => self.deliver_batch(batch).await,
+                _ => self.deliver_arrays(batch).await,
             };
-            self.pace.took(batch.len(), began.elapsed());
-            Ok(outcomes)
+            match outcomes {
+                Ok(_) => self.pace.took(batch.len(), began.elapsed()),
+                Err(_) => self.pace.away(),
+            }
+            outcomes
         })
     }
 

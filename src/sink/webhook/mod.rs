@@ -16,7 +16,7 @@
 //! | 403, 404, 405, 408, 409, 421, 423, 425, 429, 5xx | retried, not before `Retry-After` (seconds or a date, a day at most) |
 //! | 410 and all other 4xx | rejected: dead |
 //! | no connection, or TLS refused | an outage |
-//! | none in time, or no HTTP | retried; an outage when `concurrency` requests, and two at least, end so in a row |
+//! | none in time, or no HTTP | retried; an outage when `concurrency` requests, and two at least, end so in a row, and from then on until there is an answer, or 16 more have ended so |
 //!
 //! With `batch` above 1 a request carries an array of tasks, one request after the other, and its answer counts for all of
 //! them: one that the receiver rejects takes its neighbours along.
@@ -33,6 +33,7 @@ mod client;
 mod connection;
 mod message;
 mod signature;
+mod silence;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -53,6 +54,7 @@ use self::connection::Place;
 pub use self::message::Format;
 use self::message::{Shape, parse_extra};
 use self::signature::Signer;
+use self::silence::Silence;
 use super::answered::Answered;
 use super::pace::Pace;
 use super::settings::{Either, check_timeout};
@@ -226,6 +228,10 @@ impl Settings for Config {
             concurrency: self.side_by_side(),
             idle: Vec::new(),
             answered: Answered::default(),
+            silence: Silence::new(match batch {
+                1 => self.side_by_side(),
+                _ => 1,
+            }),
             pace: Pace::new(self.side_by_side().max(batch)),
             batch,
         }))
