@@ -34,8 +34,9 @@ pub(crate) async fn assert_calm(daemon: &Daemon, time: Duration) {
     );
     let is_told = |record: &&serde_json::Value| record["level"] != "DEBUG";
     let said = daemon.records()[records..].iter().filter(is_told).count();
+    // Some ten attempts, after pauses that grow to a second; and one that succeeds, before the next one fails, is told twice.
     assert!(
-        said < 20,
+        said < 30,
         "{said} records within {elapsed:?}: {}",
         daemon.tail()
     );

@@ -8,11 +8,13 @@
 //! part.
 //!
 //! Parts that are sent without waiting would keep Redis busier yet. But a transaction cannot ask whether the one before it was
-//! applied; and in a single one that is sent piece by piece, Redis begins to work when all is there.
+//! applied; and in a single one that is sent piece by piece, Redis begins to work when all is there. So each part costs a round trip,
+//! and where that takes long, parts get larger, until a batch is one.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::io::IoSlice;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::info;
@@ -31,8 +33,17 @@ use crate::sink::redis_client::outcome::Verdict;
 use crate::sink::redis_client::resp::{self, Reply};
 use crate::sink::{Cause, Outage, Outcome};
 
-/// Tasks in a part. Few, so that Redis soon has something to do; many beside what a round trip costs.
-const PART: usize = 384;
+/// Tasks in a part, where Redis is near. Few, so that it soon has something to do; many beside what a round trip costs.
+pub(super) const PART: usize = 384;
+/// More than a batch has.
+const WHOLE: usize = 1 << 14;
+/// How much larger or smaller the next part is.
+const STEP: usize = 4;
+/// Redis executes a task in less.
+const FOR_A_TASK: Duration = Duration::from_micros(4);
+/// Beyond what Redis needs, a part's answer is waited for so long at least where it is far away, and not as long where it is near.
+const FAR: Duration = Duration::from_millis(2);
+const NEAR: Duration = Duration::from_millis(1);
 
 /// How it stands with a batch.
 #[derive(Default)]
@@ -58,6 +69,27 @@ struct Part<'t> {
     marks: &'t [Mark],
 }
 
+impl<'t> Part<'t> {
+    /// Takes so many tasks from the front; `None` when there are no more.
+    fn take(&mut self, size: usize) -> Option<Part<'t>> {
+        let (tasks, rest) = self.tasks.split_at(size.min(self.tasks.len()));
+        let (marks, rest_of_marks) = self.marks.split_at(size.min(self.marks.len()));
+        (self.tasks, self.marks) = (rest, rest_of_marks);
+        (!tasks.is_empty()).then_some(Part { tasks, marks })
+    }
+}
+
+/// How many tasks go in a part after one of so many tasks, whose answer was waited for so long.
+fn next_size(size: usize, tasks: usize, waited: Duration) -> usize {
+    let beyond = waited.saturating_sub(FOR_A_TASK * u32::try_from(tasks).unwrap_or(u32::MAX));
+    let size = match beyond {
+        beyond if beyond >= FAR => size * STEP,
+        beyond if beyond >= NEAR => size,
+        _ => size / STEP,
+    };
+    size.clamp(PART, WHOLE)
+}
+
 impl Redis {
     /// Hands a batch over.
     pub(super) async fn push(
@@ -75,20 +107,24 @@ impl Redis {
             Some(terms) => self.open_ledger(&mut link, terms).await?,
             None => None,
         };
-        let (size, marks): (usize, Vec<Mark>) = match owner {
-            Some(_) => (PART, tasks.iter().map(Mark::of).collect()),
-            None => (tasks.len().max(1), Vec::new()),
+        let marks: Vec<Mark> = match owner {
+            Some(_) => tasks.iter().map(Mark::of).collect(),
+            None => Vec::new(),
         };
-        let mut marks = marks.chunks(size);
-        let mut parts = tasks.chunks(size).map(|tasks| Part {
+        let mut rest = Part {
             tasks,
-            marks: marks.next().unwrap_or_default(),
-        });
+            marks: &marks,
+        };
+        let is_marked = owner.is_some();
+        let size = |redis: &Redis| match is_marked {
+            true => redis.part,
+            false => tasks.len(),
+        };
         let mut progress = Progress::default();
         let mut outcomes = Vec::with_capacity(tasks.len());
-        let mut part = parts.next();
+        let mut part = rest.take(size(self));
         while let Some(this) = part {
-            let next = parts.next();
+            let next = rest.take(size(self));
             let done = self.push_part(&mut link, terms, (this, next), &mut progress);
             let done = done.await?;
             progress.stopped.extend(stopped(this.tasks, &done));
@@ -157,8 +193,10 @@ impl Redis {
             if let Some(next) = next {
                 self.encode_next(part, &outcomes, next, progress);
             }
+            let waits = Instant::now();
             let answer = answer(&mut link.connection, groups, entry.as_ref()).await;
             let answer = answer.map_err(|trouble| outage(trouble, &self.address))?;
+            self.part = next_size(self.part, part.tasks.len(), waits.elapsed());
             if !answer.is_ours && matches!(link.ledger, Ledger::Ours(_)) {
                 link.ledger = Ledger::Closed;
             }
@@ -352,5 +390,48 @@ fn text(member: Reply) -> Option<String> {
     match member {
         Reply::Bulk(Some(bytes)) => String::from_utf8(bytes).ok(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_as_large_as_redis_is_far() {
+        let ms = Duration::from_millis;
+        let (mut size, mut sent) = (PART, 0);
+        while sent < 3072 {
+            size = next_size(size, size, ms(200));
+            sent += size;
+        }
+        assert!(size >= 3072, "a batch is one part after a few");
+        assert_eq!(next_size(WHOLE, 3072, ms(200)), WHOLE);
+        // 12 ms are what Redis may need.
+        assert_eq!(next_size(WHOLE, 3072, ms(10)), WHOLE / STEP);
+        assert_eq!(next_size(PART * STEP, 100, ms(0)), PART);
+        assert_eq!(next_size(PART, 1, ms(0)), PART);
+        let between = FOR_A_TASK * 384 + ms(1);
+        assert_eq!(next_size(PART * STEP, 384, between), PART * STEP);
+    }
+
+    #[test]
+    fn a_batch_is_taken_part_by_part() {
+        let position = crate::outbox::Position::default();
+        let task = |_| Task::from_fields([], position, crate::pg::Timestamp(0));
+        let tasks: Vec<Task> = (0..5).map(task).collect();
+        let marks: Vec<Mark> = tasks.iter().map(Mark::of).collect();
+        for marks in [&marks[..], &[]] {
+            let mut rest = Part {
+                tasks: &tasks,
+                marks,
+            };
+            let mut sizes = Vec::new();
+            while let Some(part) = rest.take(2) {
+                assert!(part.marks.len() == part.tasks.len() || marks.is_empty());
+                sizes.push(part.tasks.len());
+            }
+            assert_eq!(sizes, [2, 2, 1]);
+        }
     }
 }

@@ -11,6 +11,7 @@ use tracing::warn;
 use super::Config;
 use super::batch::Batch;
 use super::ledger::{self, Claim};
+use super::parts::PART;
 use super::refusals::{WORDING, outage, refused};
 use crate::envelope::celery::Defaults;
 use crate::envelope::kombu::Lists;
@@ -50,6 +51,8 @@ pub struct Redis {
     pub(super) batch: Batch,
     /// Buffers, for the next part.
     pub(super) spare: Batch,
+    /// Tasks in the next part.
+    pub(super) part: usize,
     /// Of the batch that is under way, or has failed: what was applied, noted and answered.
     pub(super) answered: Vec<Mark>,
 }
@@ -94,6 +97,7 @@ impl Redis {
             bindings: HashMap::new(),
             batch: Batch::default(),
             spare: Batch::default(),
+            part: PART,
             answered: Vec::new(),
         }
     }
