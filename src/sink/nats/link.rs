@@ -19,6 +19,8 @@ pub(super) struct Link {
     pub(super) server: String,
     /// Answers come to subjects below this one.
     pub(super) inbox: String,
+    /// Number of the last question about the stream.
+    pub(super) asked: u64,
     /// Number of the batch, so that late answers to another one are known as such.
     pub(super) batch: u64,
     pub(super) pace: Pace,
@@ -68,12 +70,13 @@ impl Publisher {
         let out = connection.output();
         out.extend_from_slice(format!("SUB {inbox}.> 1\r\n").as_bytes());
         if let Some(stream) = &self.stream {
-            stream::write_request(out, &self.api_prefix, stream, &inbox);
+            stream::write_request(out, &self.api_prefix, stream, &inbox, 0);
         }
         Link {
             connection,
             server,
             inbox,
+            asked: 0,
             batch: 0,
             // Until it is known to be one without replicas.
             pace: Pace::SINGLE,
@@ -85,11 +88,13 @@ impl Publisher {
         let Some(stream) = &self.stream else {
             return Ok(Look::Unknown("no stream is configured".to_owned()));
         };
+        link.asked += 1;
         stream::write_request(
             link.connection.output(),
             &self.api_prefix,
             stream,
             &link.inbox,
+            link.asked,
         );
         let looked = timeout(self.timeout, link.look()).await;
         match looked {
@@ -133,7 +138,9 @@ impl Link {
         loop {
             while let Some(frame) = self.connection.next()? {
                 match frame {
-                    Frame::Message(message) if message.subject.ends_with(stream::REPLY) => {
+                    Frame::Message(message)
+                        if stream::answered(message.subject, &self.inbox) == Some(self.asked) =>
+                    {
                         return Ok(Look::of(&message));
                     }
                     Frame::Error(words) => match denied(words) {

@@ -160,7 +160,7 @@ impl Publisher {
                 Frame::Message(message) => {
                     let index = message.subject.strip_prefix(prefix.as_str());
                     let Some(index) = index.and_then(|index| index.parse().ok()) else {
-                        if message.subject.ends_with(stream::REPLY)
+                        if stream::answered(message.subject, &link.inbox).is_some()
                             && flow.pace == Pace::SINGLE
                             && Look::of(&message).takes_guards()
                         {

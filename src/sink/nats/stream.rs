@@ -4,14 +4,26 @@ use serde::Deserialize;
 
 use super::protocol::{self, Message};
 
-/// The last level of the subject that answers come to, behind a dot.
-pub(super) const REPLY: &str = ".stream";
+/// The level of the subject that answers come to, below the inbox; the question's number follows.
+const REPLY: &str = ".stream.";
 
-/// Appends the question.
-pub(super) fn write_request(out: &mut Vec<u8>, api_prefix: &str, stream: &str, inbox: &str) {
+/// Appends the question, under its number on this connection: an answer to an earlier one may tell what is over.
+pub(super) fn write_request(
+    out: &mut Vec<u8>,
+    api_prefix: &str,
+    stream: &str,
+    inbox: &str,
+    number: u64,
+) {
     let subject = format!("{api_prefix}.STREAM.INFO.{stream}");
-    let reply = format!("{inbox}{REPLY}");
+    let reply = format!("{inbox}{REPLY}{number}");
     protocol::write_publish(out, &subject, &reply, b"NATS/1.0\r\n\r\n", &[]);
+}
+
+/// The number of the question that is answered under this subject.
+pub(super) fn answered(subject: &str, inbox: &str) -> Option<u64> {
+    let number = subject.strip_prefix(inbox)?.strip_prefix(REPLY)?;
+    number.parse().ok()
 }
 
 /// What a look at a stream has shown.

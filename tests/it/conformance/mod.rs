@@ -31,6 +31,10 @@ trait Subject {
     fn sees_that_it_is_away(&self) -> bool {
         true
     }
+    /// How often a delivery is dropped, each time one poll later.
+    fn drops(&self) -> usize {
+        40
+    }
 }
 
 fn task(id: &str, key: Option<&str>, fields: &[(Field, &str)]) -> Task {
@@ -233,7 +237,7 @@ async fn the_same_id_may_come_again(subject: impl Subject) {
 async fn a_delivery_may_be_dropped_at_any_await(subject: impl Subject) {
     let mut sink = subject.sink();
     let mut expected = Vec::new();
-    for polls in 0..40 {
+    for polls in 0..subject.drops() {
         let tasks = batch(&format!("{polls}"), 20);
         {
             let mut delivery = sink.deliver(&tasks);

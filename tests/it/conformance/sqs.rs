@@ -73,6 +73,11 @@ impl Subject for OnSqs {
         self.proxy.set_away(away);
     }
 
+    /// Each takes what plays SQS a second.
+    fn drops(&self) -> usize {
+        15
+    }
+
     fn rejected(&self) -> Fields {
         &[(Field::Headers, "{\"a\": \"b\\u0000\"}")]
     }
