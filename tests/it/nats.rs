@@ -137,7 +137,7 @@ fn a_key_stays_in_order_beside_other_writers() {
         stop.store(true, Ordering::Relaxed);
         others.join().expect("the other writer")
     });
-    assert!(other > 100, "{other} of another writer");
+    assert!(other > 10, "{other} of another writer, between ours");
     let stored = nats.stored();
     let ours: Vec<String> = stored
         .iter()
