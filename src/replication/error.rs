@@ -8,6 +8,7 @@ use std::{error, fmt, io};
 use super::message::ServerMessage;
 use super::policy::Policy;
 use crate::pg::Lsn;
+use crate::tls;
 
 /// What was under way when it went wrong.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -179,26 +180,11 @@ impl Error {
     }
 
     pub(super) fn tls(place: Place, e: rustls::Error) -> Error {
-        use rustls::{AlertDescription as Alert, CertificateError as Bad};
+        use rustls::Error::{AlertReceived, InvalidCertificate};
         let fault = match &e {
-            rustls::Error::InvalidCertificate(
-                Bad::Expired
-                | Bad::ExpiredContext { .. }
-                | Bad::NotValidYet
-                | Bad::NotValidYetContext { .. },
-            ) => TlsFault::OutOfTime,
-            rustls::Error::InvalidCertificate(_) => TlsFault::Certificate,
-            rustls::Error::AlertReceived(
-                Alert::BadCertificate
-                | Alert::UnsupportedCertificate
-                | Alert::CertificateRevoked
-                | Alert::CertificateExpired
-                | Alert::CertificateUnknown
-                | Alert::UnknownCA
-                | Alert::AccessDenied
-                | Alert::DecryptError
-                | Alert::CertificateRequired,
-            ) => TlsFault::Refused,
+            InvalidCertificate(bad) if tls::is_out_of_time(bad) => TlsFault::OutOfTime,
+            InvalidCertificate(_) => TlsFault::Certificate,
+            AlertReceived(alert) if tls::refuses_ours(*alert) => TlsFault::Refused,
             _ => TlsFault::Broken,
         };
         Error::new(place, Kind::Tls(fault, e))

@@ -6,11 +6,40 @@ mod verifier;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::ClientConfig;
+use rustls::{AlertDescription, CertificateError, ClientConfig};
 use rustls_pki_types::pem::{self, PemObject};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use verifier::{Trust, Verifier};
+
+/// Whether a certificate is not yet valid, or not any more: somebody will renew it, or a clock is wrong.
+pub fn is_out_of_time(error: &CertificateError) -> bool {
+    use CertificateError as Bad;
+    matches!(
+        error,
+        Bad::Expired
+            | Bad::ExpiredContext { .. }
+            | Bad::NotValidYet
+            | Bad::NotValidYetContext { .. }
+    )
+}
+
+/// Whether an alert says that the other end does not like our certificate (RFC 8446, section 6.2).
+pub fn refuses_ours(alert: AlertDescription) -> bool {
+    use AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+            | Alert::CertificateRequired
+    )
+}
 
 /// What the server's certificate is checked against.
 #[derive(Clone, PartialEq, Eq, Debug)]

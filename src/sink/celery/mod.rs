@@ -1,10 +1,10 @@
 //! Celery workers, over the broker that they already use. The URL's scheme says which: `amqp://` is RabbitMQ, whose contract
 //! stands at the head of `rabbitmq.rs`; the rest of this is about Redis.
 //!
-//! - **Delivered** means: Redis has answered the EXEC of the batch's MULTI, and each message stands in its list. With
+//! - **Delivered** means: Redis has answered the EXEC of its part's MULTI, and each message stands in its list. With
 //!   Redis's default settings it is then in memory only; see below.
-//! - **A batch goes in parts** of some hundred tasks, each applied whole or not at all: one MULTI, with one LPUSH per list, which
-//!   is sent once the one before is answered (`parts.rs`). Tasks that are unfit are rejected, and are in none of them.
+//! - **A batch goes in parts**, of some hundred tasks where Redis is near, each applied whole or not at all: one MULTI, with one LPUSH
+//!   per list, which is sent once the one before is answered (`parts.rs`). Tasks that are unfit are rejected, and are in none of them.
 //! - **Repeats**: none, by lost answers, outages or crashes, as long as Redis keeps what it has and lets us write to our
 //!   own key there: each part leaves a note of its tasks in its own transaction, and what is noted is not sent again. The
 //!   head of `ledger.rs` says how, and where it ends. A task that comes a second time nevertheless carries the same task

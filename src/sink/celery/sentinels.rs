@@ -77,16 +77,21 @@ mod tests {
 
     use super::*;
 
+    fn manner<'a>(login: Option<(&'a str, &'a SecretString)>, tls: bool) -> Manner<'a> {
+        let (user, password) = login.unzip();
+        Manner {
+            service: "main",
+            user,
+            password,
+            tls,
+        }
+    }
+
     #[test]
     fn reads_what_celery_reads() {
         let url = "sentinel://:p%40ss@a:1/2;sentinel://b;sentinel://[::1]:3/";
         let password = SecretString::from("eye");
-        let manner = Manner {
-            service: "main",
-            user: Some("me"),
-            password: Some(&password),
-            tls: false,
-        };
+        let manner = manner(Some(("me", &password)), false);
         let servers = parse(url, &manner).expect(url);
         assert_eq!(
             servers.to_string(),
@@ -130,12 +135,7 @@ mod tests {
 
     #[test]
     fn tls_is_for_redis_and_for_the_sentinels_only_if_that_is_said() {
-        let manner = |tls| Manner {
-            service: "main",
-            user: None,
-            password: None,
-            tls,
-        };
+        let manner = |tls| manner(None, tls);
         let url = "sentinel://a/1?ssl_ca_certs=/ca.pem;sentinel://b";
         for tls in [false, true] {
             let servers = parse(url, &manner(tls)).expect(url);

@@ -6,6 +6,7 @@ use std::io;
 use super::connection::Trouble;
 use super::resp::Refusal;
 use crate::sink::{Cause, Outage};
+use crate::tls;
 
 /// What a sink's operator has to do with: the words for a remedy.
 #[derive(Debug)]
@@ -104,15 +105,15 @@ pub(in crate::sink) fn outage(
 
 /// What a socket says; where it is TLS that fails, with what helps.
 fn with_remedy(e: &io::Error) -> String {
-    let tls = e.get_ref().and_then(|inner| inner.downcast_ref());
-    match tls.and_then(tls_remedy) {
+    let error = e.get_ref().and_then(|inner| inner.downcast_ref());
+    match error.and_then(tls_remedy) {
         Some(remedy) => format!("{e}: {remedy}"),
         None => e.to_string(),
     }
 }
 
 fn tls_remedy(e: &rustls::Error) -> Option<&'static str> {
-    use rustls::{AlertDescription as Alert, CertificateError as Bad, Error};
+    use rustls::{CertificateError as Bad, Error};
     Some(match e {
         Error::InvalidCertificate(Bad::UnknownIssuer | Bad::BadSignature) => {
             "give the authority that has issued it in ssl_ca_certs"
@@ -121,22 +122,10 @@ fn tls_remedy(e: &rustls::Error) -> Option<&'static str> {
             "name the host as its certificate does (nodes of a cluster do with cluster-announce-hostname, sentinels with \
              sentinel announce-hostnames), or set ssl_check_hostname=false"
         }
-        Error::InvalidCertificate(
-            Bad::Expired
-            | Bad::ExpiredContext { .. }
-            | Bad::NotValidYet
-            | Bad::NotValidYetContext { .. },
-        ) => "renew it, or set the clock",
-        Error::AlertReceived(
-            Alert::BadCertificate
-            | Alert::UnsupportedCertificate
-            | Alert::CertificateRevoked
-            | Alert::CertificateExpired
-            | Alert::CertificateUnknown
-            | Alert::UnknownCA
-            | Alert::AccessDenied
-            | Alert::CertificateRequired,
-        ) => "give a certificate that it trusts in ssl_certfile and ssl_keyfile",
+        Error::InvalidCertificate(bad) if tls::is_out_of_time(bad) => "renew it, or set the clock",
+        Error::AlertReceived(alert) if tls::refuses_ours(*alert) => {
+            "give a certificate that it trusts in ssl_certfile and ssl_keyfile"
+        }
         Error::InvalidMessage(_) => "is this the port of TLS?",
         _ => return None,
     })

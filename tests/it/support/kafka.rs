@@ -125,3 +125,16 @@ impl Kafka {
         done.expect("brokers that do as they are told");
     }
 }
+
+/// Puts another port in where an answer names a broker's: a host, and 32 bits.
+pub(crate) fn show(response: &mut [u8], broker: u16, ours: u16) {
+    let address = |port: u16| [&b"127.0.0.1"[..], &u32::from(port).to_be_bytes()].concat();
+    let (from, to) = (address(broker), address(ours));
+    let mut at = 0;
+    while let Some(part) = response.get_mut(at..at + from.len()) {
+        if part == from {
+            part.copy_from_slice(&to);
+        }
+        at += 1;
+    }
+}

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
+use super::kafka::show;
 use super::port::free_port;
 use super::scram::{Login, Mechanism, Step};
 use super::tls::Certificates;
@@ -262,19 +263,6 @@ fn offer_login(response: &mut Vec<u8>) {
     let entries = entries.concat().into_iter().flat_map(i16::to_be_bytes);
     let longer = (count + 2).to_be_bytes().into_iter().chain(entries);
     response.splice(6..10, longer);
-}
-
-/// Puts another port in where an answer names a broker's: a host, and 32 bits.
-fn show(response: &mut [u8], broker: u16, ours: u16) {
-    let address = |port: u16| [&b"127.0.0.1"[..], &u32::from(port).to_be_bytes()].concat();
-    let (from, to) = (address(broker), address(ours));
-    let mut at = 0;
-    while let Some(part) = response.get_mut(at..at + from.len()) {
-        if part == from {
-            part.copy_from_slice(&to);
-        }
-        at += 1;
-    }
 }
 
 async fn frame(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {

@@ -9,7 +9,7 @@ use aftercommit::sink::Settings as _;
 use aftercommit::sink::exec;
 use serde_json::json;
 
-use super::{Load, ROUNDS, Run, print, through};
+use super::{Load, Run, compare, runtime, through};
 use crate::support::process::{scratch, write_program};
 
 const WORKERS: usize = 2;
@@ -41,14 +41,10 @@ pub(super) fn measure() {
     let folder = scratch("yardstick");
     let worker = folder.path().join("worker");
     write_program(&worker, WORKER);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let load = Load::new(COUNT, KEYS);
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        ours.push(runtime.block_on(async {
+    compare("exec, 2 processes", KEYS, &load, || {
+        let ours = runtime.block_on(async {
             let settings = json!({"command": [worker], "workers": WORKERS});
             let config: exec::Config = serde_json::from_value(settings).expect("settings");
             let mut sink = config.open().expect("a sink");
@@ -61,17 +57,17 @@ pub(super) fn measure() {
             let run = run.await;
             sink.close().await;
             run
-        }));
+        });
         let mut workers: Vec<Bare> = (0..WORKERS).map(|_| start(&worker)).collect();
-        bare.push(runtime.block_on(Run::measure(&load, async |batch| {
+        let bare = runtime.block_on(Run::measure(&load, async |batch| {
             side_by_side(&mut workers, batch)
-        })));
+        }));
         for mut worker in workers {
             drop(worker.child.stdin.take());
             worker.child.wait().expect("an end");
         }
-    }
-    print("exec, 2 processes", KEYS, &load, &mut ours, &mut bare);
+        (ours, bare)
+    });
 }
 
 fn start(worker: &std::path::Path) -> Bare {

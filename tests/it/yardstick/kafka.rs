@@ -1,6 +1,8 @@
 //! The Kafka sink, beside a bare loop of the same library, librdkafka, with messages like the sink's. librdkafka's own threads,
 //! which play the brokers, too, are not in the processor's time.
 
+use std::time::{Duration, Instant};
+
 use aftercommit::sink::Settings as _;
 use aftercommit::sink::kafka::Config;
 use rdkafka::ClientConfig;
@@ -8,7 +10,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use serde_json::json;
 
-use super::{BATCH, Load, ROUNDS, Run, print, through};
+use super::{BATCH, Load, Run, compare, runtime, through};
 use crate::support::kafka::{Kafka, Stored, TOPIC};
 use crate::support::wait::PATIENCE;
 
@@ -17,26 +19,22 @@ const KEYS: usize = 1_000;
 
 /// Measures it, and prints a line of the table.
 pub(super) fn measure() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let load = Load::new(COUNT, KEYS);
     let messages = runtime.block_on(messages());
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    compare("kafka, 1 broker", KEYS, &load, || {
         let kafka = Kafka::start(1);
-        ours.push(runtime.block_on(async {
+        let ours = runtime.block_on(async {
             let mut sink = config(&kafka).open().expect("a sink");
             Run::measure(&load, async |batch| through(&mut sink, batch).await).await
-        }));
+        });
         let kafka = Kafka::start(1);
         let producer = producer(&kafka);
-        bare.push(runtime.block_on(Run::measure(&load, async |batch| {
+        let bare = runtime.block_on(Run::measure(&load, async |batch| {
             exchange(&producer, &messages[..batch.len()]);
-        })));
-    }
-    print("kafka, 1 broker", KEYS, &load, &mut ours, &mut bare);
+        }));
+        (ours, bare)
+    });
 }
 
 fn config(kafka: &Kafka) -> Config {
@@ -81,5 +79,10 @@ fn exchange(producer: &BaseProducer, messages: &[Stored]) {
             .map_err(|(error, _)| error)
             .expect("room");
     }
-    producer.flush(PATIENCE).expect("all of it");
+    // Its own flush() waits in steps of 100 ms.
+    let deadline = Instant::now() + PATIENCE;
+    while producer.in_flight_count() > 0 {
+        assert!(Instant::now() < deadline, "all of it");
+        producer.poll(Duration::from_millis(1));
+    }
 }

@@ -21,6 +21,7 @@ use aftercommit::outbox::{Field, Position, TableName, Task};
 use aftercommit::pg::{Lsn, Timestamp};
 use aftercommit::sink::marks::{History, Scope, Settled, Terms};
 use aftercommit::sink::{Outcome, Sink};
+use tokio::runtime::Runtime;
 
 use self::answers::Protocol;
 use self::replay::Replay;
@@ -177,34 +178,41 @@ async fn record(place: &mut impl Place, load: &Load) -> Vec<Recording> {
 
 /// Measures a sink beside the bare loop, and prints a line of the table.
 fn measure(name: &str, keys: usize, count: usize, place: &mut impl Place) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let load = Load::new(count, keys);
     let recordings = runtime.block_on(record(place, &load));
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
-        place.reset();
-        let mut sink = place.sink(place.port());
-        let run = Run::measure(&load, async |batch| through(&mut sink, batch).await);
-        ours.push(runtime.block_on(run));
+    compare(name, keys, &load, || {
+        let ours = runtime.block_on(of_sink(place, &load));
         place.reset();
         let (port, protocol) = (place.port(), place.protocol());
-        bare.push(runtime.block_on(async {
+        let bare = runtime.block_on(async {
             let mut replay = Replay::to(port, protocol, &recordings).await;
             Run::measure(&load, async |_| replay.next().await).await
-        }));
-    }
-    print(name, keys, &load, &mut ours, &mut bare);
+        });
+        (ours, bare)
+    });
 }
 
-/// A line of the table: medians.
-fn print(name: &str, keys: usize, load: &Load, ours: &mut [Run], bare: &mut [Run]) {
-    for runs in [&mut *ours, &mut *bare] {
+/// One thread, whose time is that of what is measured.
+fn runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().expect("a runtime")
+}
+
+/// A run of a place's sink.
+async fn of_sink(place: &mut impl Place, load: &Load) -> Run {
+    place.reset();
+    let mut sink = place.sink(place.port());
+    Run::measure(load, async |batch| through(&mut sink, batch).await).await
+}
+
+/// A line of the table: medians of some rounds, each of which is a run of the sink and one of the bare loop.
+fn compare(name: &str, keys: usize, load: &Load, mut round: impl FnMut() -> (Run, Run)) {
+    let (mut ours, mut bare): (Vec<Run>, Vec<Run>) = (0..ROUNDS).map(|_| round()).unzip();
+    for runs in [&mut ours, &mut bare] {
         runs.sort_by_key(|run| run.time);
     }
-    let (ours, bare) = (&ours[ours.len() / 2], &bare[bare.len() / 2]);
+    let (ours, bare) = (&ours[ROUNDS / 2], &bare[ROUNDS / 2]);
     println!(
         "| {name} | {keys} | {:.0} | {:.0} | **{:.2}** | {:.2} | {:.2} | {:.2} / {:.2} | {:.2} / {:.2} |",
         ours.rate(load),

@@ -14,43 +14,30 @@ use tokio::net::TcpStream;
 use super::places::Hooks;
 use super::replay::requests;
 use super::tap::Recording;
-use super::{Load, Place as _, ROUNDS, Run, print, record, through};
+use super::{Load, Place as _, Run, compare, of_sink, record, runtime};
 
 const COUNT: usize = 9_000;
 const KEYS: usize = 1_000;
 
 /// Measures it, and prints a line of the table.
 pub(super) fn measure() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let load = Load::new(COUNT, KEYS);
     let mut place = Hooks::new();
     let recordings = runtime.block_on(record(&mut place, &load));
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    for _ in 0..ROUNDS {
+    compare("webhook, beside hyper alone", KEYS, &load, || {
+        let ours = runtime.block_on(of_sink(&mut place, &load));
         place.reset();
-        let mut sink = place.sink(place.port());
-        let run = Run::measure(&load, async |batch| through(&mut sink, batch).await);
-        ours.push(runtime.block_on(run));
-        place.reset();
-        bare.push(runtime.block_on(async {
+        let bare = runtime.block_on(async {
             let each = recordings.iter().map(|it| Client::to(place.port(), it));
             let mut clients = join_all(each).await;
             Run::measure(&load, async |_| {
                 join_all(clients.iter_mut().map(Client::next)).await;
             })
             .await
-        }));
-    }
-    print(
-        "webhook, beside hyper alone",
-        KEYS,
-        &load,
-        &mut ours,
-        &mut bare,
-    );
+        });
+        (ours, bare)
+    });
 }
 
 /// A connection, and what goes over it in each batch, the last one first.

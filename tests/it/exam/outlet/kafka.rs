@@ -25,7 +25,7 @@ use rdkafka::types::RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS;
 
 use super::{Found, Place};
 use crate::support::exam::{CANARY_SECRET, Exam};
-use crate::support::kafka::{Kafka, PARTITIONS, TOPIC};
+use crate::support::kafka::{Kafka, PARTITIONS, TOPIC, show};
 #[cfg(feature = "kafka-tls")]
 use crate::support::{
     kafka_front::{Admission, KafkaFront, USER},
@@ -331,17 +331,4 @@ fn carry(mut from: TcpStream, mut to: TcpStream, hangs: &AtomicBool, change: imp
     }
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
-}
-
-/// Puts another port in where an answer names the broker's: a host, and 32 bits.
-fn show(piece: &mut [u8], broker: u16, shown: u16) {
-    let address = |port: u16| [&b"127.0.0.1"[..], &u32::from(port).to_be_bytes()].concat();
-    let (from, to) = (address(broker), address(shown));
-    let mut at = 0;
-    while let Some(part) = piece.get_mut(at..at + from.len()) {
-        if part == from {
-            part.copy_from_slice(&to);
-        }
-        at += 1;
-    }
 }
