@@ -117,8 +117,13 @@ impl Daemon {
         self.process.signal(signal);
     }
 
-    /// SIGTERM, and waits for its end.
+    /// SIGTERM as soon as it would hear that (before, it would be killed by it), and waits for its end.
     pub(crate) async fn terminate(&mut self) -> ExitStatus {
+        eventually(PATIENCE, "a daemon that hears SIGTERM", || {
+            let hears = self.process.catches(Signal::TERM) || !self.process.running();
+            async move { hears.then_some(()) }
+        })
+        .await;
         self.signal(Signal::TERM);
         self.ended(PATIENCE).await
     }

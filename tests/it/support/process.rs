@@ -77,6 +77,16 @@ impl Process {
         let _ = kill_process(self.pid(), signal);
     }
 
+    /// Whether it has a handler for a signal: `SigCgt` of `/proc/<pid>/status`, proc(5).
+    pub(crate) fn catches(&self, signal: Signal) -> bool {
+        let pid = self.pid().as_raw_nonzero();
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let mut lines = status.lines();
+        let caught = lines.find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = caught.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        caught.is_some_and(|mask| mask >> (signal.as_raw() - 1) & 1 == 1)
+    }
+
     /// Sends a signal to it and to its children, whichever groups they are in.
     pub(crate) fn signal_family(&self, signal: Signal) {
         let pid = self.pid().as_raw_nonzero();
