@@ -1,5 +1,7 @@
 //! A Kafka cluster that librdkafka plays, in this process: brokers on sockets of their own, but nothing on disk.
 
+use std::collections::BTreeSet;
+
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::KafkaError;
@@ -98,11 +100,13 @@ impl Kafka {
         }
         consumer.assign(&from).expect("partitions");
         let mut all = Vec::new();
-        let mut read = 0;
-        while read < PARTITIONS {
+        let mut unread: BTreeSet<i32> = (0..PARTITIONS).collect();
+        while !unread.is_empty() {
             match consumer.poll(PATIENCE) {
                 Some(Ok(message)) => all.push(Stored::read(&message)),
-                Some(Err(KafkaError::PartitionEOF(_))) => read += 1,
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    unread.remove(&partition);
+                }
                 Some(Err(error)) => eprintln!("reading {topic}: {error}"),
                 None => panic!("{topic} is not read to its end"),
             }
