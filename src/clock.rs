@@ -3,7 +3,7 @@
 //! A task's times are Postgres's and travel with it, so the present that they are compared with is Postgres's, too: a clock
 //! of this machine that is wrong, or jumps, would let tasks expire that have hours left. The keeper hears the server's clock
 //! whenever it asks for something ([`hear`]), once a second or more often; between two answers it is carried on by a clock
-//! that no one sets. What needs the present (a status update carries it, a message's expiration is counted from it) asks
+//! that no one sets. Before the first answer it is that of the stream, which no task comes before ([`hear_first`]). What needs the present (a status update carries it, a message's expiration is counted from it) asks
 //! here, and passes it down to the pure rooms as a [`Timestamp`]. Waits and timeouts are measured with `Instant`.
 
 use std::sync::LazyLock;
@@ -39,6 +39,16 @@ impl Reckoning {
         self.showed.store(showed, Ordering::Relaxed);
     }
 
+    /// The clock showed `shows` a moment ago. Counts for nothing once it was heard.
+    fn hear_first(&self, shows: Timestamp) {
+        if self.showed.load(Ordering::Relaxed) == UNHEARD {
+            let showed = shows.0.saturating_sub(self.elapsed()).max(UNHEARD + 1);
+            let order = Ordering::Relaxed;
+            // Where it fails, somebody else has heard it meanwhile.
+            let _ = self.showed.compare_exchange(UNHEARD, showed, order, order);
+        }
+    }
+
     /// What the clock shows now, if it was ever heard.
     fn now(&self) -> Option<Timestamp> {
         match self.showed.load(Ordering::Relaxed) {
@@ -59,6 +69,12 @@ static SERVER: LazyLock<Reckoning> = LazyLock::new(Reckoning::new);
 /// has just expired, rather than that one is given up which has not.
 pub fn hear(shows: Timestamp) {
     SERVER.hear(shows);
+}
+
+/// A message of the stream was sent when the server's clock showed `shows`. It may have waited since then, so the first one
+/// counts, and only as long as nothing was heard otherwise.
+pub fn hear_first(shows: Timestamp) {
+    SERVER.hear_first(shows);
 }
 
 /// The present by the server's clock; until that was heard, by this machine's.
@@ -84,6 +100,19 @@ pub async fn sleep_until(at: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_stream_is_heard_until_there_is_better() {
+        const HOUR: i64 = 3_600_000_000;
+        let clock = Reckoning::new();
+        let shows = |clock: &Reckoning| clock.now().map(|now| now.0 / HOUR);
+        clock.hear_first(Timestamp(2 * HOUR));
+        clock.hear_first(Timestamp(3 * HOUR));
+        assert_eq!(shows(&clock), Some(2));
+        clock.hear(Timestamp(4 * HOUR));
+        clock.hear_first(Timestamp(5 * HOUR));
+        assert_eq!(shows(&clock), Some(4));
+    }
 
     #[test]
     fn a_clock_is_followed_wherever_it_is_set() {

@@ -210,7 +210,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
             match ReplicationMessage::decode(payload)
                 .map_err(|error| Error::protocol(Place::Streaming, error.to_string()))?
             {
-                ReplicationMessage::XLogData(_) => {
+                ReplicationMessage::XLogData(data) => {
+                    clock::hear_first(data.sent_at);
                     let message = frame.start + XLogData::HEADER_LEN..frame.end;
                     let Some(event) = self
                         .assembler
@@ -226,9 +227,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Pump<S> {
                 }
                 ReplicationMessage::Keepalive(Keepalive {
                     wal_end,
+                    sent_at,
                     reply_requested,
-                    ..
                 }) => {
+                    clock::hear_first(sent_at);
                     self.received = self.received.max(wal_end);
                     if reply_requested {
                         self.demanded();

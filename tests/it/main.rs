@@ -6,7 +6,6 @@ mod amqp_daemon;
 mod amqp_faults;
 mod amqp_reconnect;
 mod celery_messages;
-mod celery_messages_amqp;
 mod celery_on_rabbitmq;
 mod celery_rabbitmq;
 mod celery_redis;
