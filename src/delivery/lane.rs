@@ -204,35 +204,34 @@ impl Running {
         // What is not delivered of an earlier generation comes again.
         let is_void = generation != self.lane.marking.generation();
         let passages = tasks.into_iter().zip(tags);
-        match answer {
-            Ok(outcomes) => {
-                assert_eq!(
-                    outcomes.len(),
-                    passages.len(),
-                    "a sink answers for each task of a batch"
-                );
-                self.is_back();
-                for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
-                    match outcome {
-                        Outcome::Delivered => self.queue.delivered(&task, origin),
-                        _ if is_void => self.queue.forget(&task, origin),
-                        outcome => self.outcome(Passage::new(task, origin, route), outcome),
-                    }
-                }
-                self.queue.finish_batch();
+        let (outcomes, away) = match answer {
+            Ok(outcomes) => (outcomes, None),
+            Err(Outage { cause, outcomes }) if outcomes.is_empty() => {
+                (vec![Outcome::Unsent; passages.len()], Some(cause))
+            }
+            Err(Outage { cause, outcomes }) => (outcomes, Some(cause)),
+        };
+        assert_eq!(
+            outcomes.len(),
+            passages.len(),
+            "a sink answers for each task of a batch"
+        );
+        if away.is_none() {
+            self.is_back();
+        }
+        for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
+            match outcome {
+                Outcome::Delivered => self.queue.delivered(&task, origin),
+                _ if is_void => self.queue.forget(&task, origin),
+                outcome => self.outcome(Passage::new(task, origin, route), outcome),
+            }
+        }
+        self.queue.finish_batch();
+        match away {
+            Some(cause) => self.is_away(cause),
+            None => {
                 let pause = (took / GATHERING_PART).min(GATHERING);
                 self.gathers = (took >= FAR).then(|| Instant::now() + pause);
-            }
-            Err(Outage(cause)) => {
-                let mut batch = Vec::with_capacity(passages.len());
-                for (task, (origin, route)) in passages {
-                    match is_void {
-                        true => self.queue.forget(&task, origin),
-                        false => batch.push(Passage::new(task, origin, route)),
-                    }
-                }
-                self.queue.give_back(batch);
-                self.is_away(cause);
             }
         }
         true

@@ -261,14 +261,6 @@ impl LaneQueue {
         }
     }
 
-    /// Gives a batch back that the sink, being away, did not take: it comes first again, and no attempt is counted.
-    pub(super) fn give_back(&mut self, batch: Vec<Passage>) {
-        for mut passage in batch.into_iter().rev() {
-            passage.task.detach();
-            self.ready.push_front(passage);
-        }
-    }
-
     /// The sink has a task of the batch in hand.
     pub(super) fn delivered(&mut self, task: &Task, origin: Origin) {
         if !self.tried.is_empty() {

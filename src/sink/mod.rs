@@ -6,15 +6,6 @@
     allow(dead_code, reason = "some of it is for the others")
 )]
 pub mod amqp;
-#[cfg(any(
-    feature = "amqp",
-    feature = "celery",
-    feature = "exec",
-    feature = "kafka",
-    feature = "sqs",
-    feature = "webhook"
-))]
-mod answered;
 #[cfg(any(feature = "amqp", feature = "celery", feature = "redis"))]
 #[cfg_attr(
     not(all(feature = "amqp", feature = "celery", feature = "redis")),
@@ -123,11 +114,47 @@ pub enum Outcome {
     Unsent,
 }
 
-/// The sink as a whole is away: connection, authentication, a blocked broker. No task of the batch is to blame, and
-/// each may or may not have been applied. The lane pauses and hands the same batch over again.
+/// The sink as a whole is away: connection, authentication, a blocked broker. No task of the batch is to blame. The lane
+/// pauses, and hands over again what was not answered for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Outage(pub Cause);
+#[error("{cause}")]
+pub struct Outage {
+    /// Why.
+    pub cause: Cause,
+    /// What was answered for before it went: an outcome for each task of the batch, or none at all. [`Outcome::Unsent`] says
+    /// here that a task may have been applied or not.
+    pub outcomes: Vec<Outcome>,
+}
+
+impl Outage {
+    /// Nothing was answered for.
+    pub fn new(cause: Cause) -> Outage {
+        Outage {
+            cause,
+            outcomes: Vec::new(),
+        }
+    }
+
+    /// So much of the batch was answered for. A sink without marks says so, lest it is sent again.
+    #[cfg(any(
+        feature = "amqp",
+        feature = "celery",
+        feature = "exec",
+        feature = "kafka",
+        feature = "nats",
+        feature = "sqs",
+        feature = "webhook"
+    ))]
+    fn amid(self, known: Vec<Option<Outcome>>) -> Outage {
+        let outcomes = known.into_iter();
+        Outage {
+            outcomes: outcomes
+                .map(|known| known.unwrap_or(Outcome::Unsent))
+                .collect(),
+            ..self
+        }
+    }
+}
 
 /// What [`Sink::deliver`] returns.
 pub type Delivery<'a> = Pin<Box<dyn Future<Output = Result<Vec<Outcome>, Outage>> + Send + 'a>>;
@@ -152,7 +179,8 @@ pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 /// A destination.
 ///
 /// The contract, which `tests/it/conformance/` checks for every sink:
-/// - `deliver` answers with exactly one [`Outcome`] per task, in the batch's order, or with an [`Outage`].
+/// - `deliver` answers with exactly one [`Outcome`] per task, in the batch's order, or with an [`Outage`]. What it has
+///   answered for, in either of them, is not handed over again; so what is known of a batch is said also in an outage.
 /// - `Delivered` means that the broker has confirmed the task, not that it was written to a socket.
 /// - Within a batch and between batches, tasks of one key are applied in the order given; where one task of a key is
 ///   not delivered, no later task of this key in the batch is.

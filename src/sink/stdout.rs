@@ -127,10 +127,10 @@ impl<W: AsyncWrite + Send + Unpin> Sink for Stdout<W> {
                 .collect();
             match timeout(TIMEOUT, self.write_out()).await {
                 Ok(Ok(())) => Ok(outcomes),
-                Ok(Err(e)) => Err(Outage(Cause::new(format!(
+                Ok(Err(e)) => Err(Outage::new(Cause::new(format!(
                     "standard output cannot be written to: {e}"
                 )))),
-                Err(_) => Err(Outage(Cause::new(format!(
+                Err(_) => Err(Outage::new(Cause::new(format!(
                     "standard output was not read for {TIMEOUT:?}"
                 )))),
             }

@@ -84,7 +84,7 @@ fn words(outcome: &Result<Outcome, Outage>) -> String {
         Ok(Outcome::Retry(cause) | Outcome::RetryIn(_, cause) | Outcome::Reject(cause)) => {
             cause.to_string()
         }
-        Err(Outage(cause)) => cause.to_string(),
+        Err(Outage { cause, .. }) => cause.to_string(),
     }
 }
 

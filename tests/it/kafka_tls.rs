@@ -95,7 +95,7 @@ impl Place {
 
     /// That nothing goes through, and that both the daemon and whoever looks hear the same.
     async fn refuses(&self, sink: &mut Box<dyn Sink>, words: &str) {
-        let Outage(cause) = sink
+        let Outage { cause, .. } = sink
             .deliver(&batch("a", 20, 20))
             .await
             .expect_err("an outage");

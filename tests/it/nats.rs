@@ -48,7 +48,7 @@ async fn deliver(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> Vec<Outcome> {
 }
 
 async fn outage(sink: &mut Box<dyn Sink>, tasks: &[Task]) -> String {
-    let Outage(cause) = sink.deliver(tasks).await.expect_err("it is away");
+    let Outage { cause, .. } = sink.deliver(tasks).await.expect_err("it is away");
     cause.to_string()
 }
 

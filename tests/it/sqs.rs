@@ -203,7 +203,7 @@ async fn queues_by_name_by_url_and_by_row() {
 async fn a_place_that_is_not_there_is_an_outage_and_is_seen() {
     let settings = json!({"endpoint_url": "http://127.0.0.1:9", "timeout": "2s"});
     let mut sink = config("tasks", settings).open().expect("a sink");
-    let Outage(cause) = sink
+    let Outage { cause, .. } = sink
         .deliver(&[task("1", None, &[])])
         .await
         .expect_err("nobody is there");

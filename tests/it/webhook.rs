@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
+use crate::support::handover::hand_over;
 use crate::support::receiver::{Answer, Receiver, Request};
 use crate::support::tls::Certificates;
 
@@ -410,14 +411,13 @@ async fn what_was_answered_before_an_outage_is_not_sent_again() {
         _ => Answer::Status(204, Vec::new()),
     });
     let mut sink = sink(&receiver, json!({"concurrency": 1}));
-    let tasks = keyed(10, 3);
+    let mut left = keyed(10, 3);
     for _ in 0..3 {
-        sink.deliver(&tasks)
-            .await
-            .expect_err("it does not let us in");
+        let cut = hand_over(&mut sink, &left).await;
+        (_, left) = cut.expect_err("it does not let us in");
     }
     receiver.close();
-    sink.deliver(&tasks).await.expect_err("it is away");
+    sink.deliver(&left).await.expect_err("it is away");
     let seen = |id: &str| {
         receiver
             .requests()
@@ -443,7 +443,7 @@ async fn an_address_that_is_not_allowed_is_not_connected_to() {
         for allowed in [json!([]), json!(["10.0.0.0/8"])] {
             let url = format!("http://{host}:{port}/");
             let mut sink = to(&url, json!({"allow_addresses": allowed}));
-            let Err(Outage(cause)) = sink.deliver(&keyed(1, 1)).await else {
+            let Err(Outage { cause, .. }) = sink.deliver(&keyed(1, 1)).await else {
                 panic!("{host} was connected to");
             };
             assert!(
@@ -457,7 +457,7 @@ async fn an_address_that_is_not_allowed_is_not_connected_to() {
         "http://169.254.169.254/latest",
         json!({"allow_addresses": ["0.0.0.0/0", "::/0"]}),
     );
-    let Err(Outage(cause)) = never.deliver(&keyed(1, 1)).await else {
+    let Err(Outage { cause, .. }) = never.deliver(&keyed(1, 1)).await else {
         panic!("it was connected to");
     };
     assert!(cause.to_string().contains("link-local"), "{cause}");

@@ -331,7 +331,10 @@ fn a_sink_that_stays_away_gets_nothing_and_all_is_held_in_order() {
     queue.finish_batch();
     let batch = queue.next_batch(now, 9, usize::MAX);
     assert_eq!(ids(&batch), [1, 3]);
-    queue.give_back(batch);
+    for passage in batch {
+        queue.outcome(passage, Outcome::Unsent, now);
+    }
+    queue.finish_batch();
     queue.push(released(9, 0, 100, Some(7)));
     queue.spill(now.now, &Cause::new("away"), true);
     let report = queue.take_report().expect("a report");

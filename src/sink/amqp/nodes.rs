@@ -173,5 +173,5 @@ impl Node {
 /// Several causes, as one.
 fn all_of(outages: Vec<Outage>) -> Outage {
     let words: Vec<String> = outages.iter().map(Outage::to_string).collect();
-    Outage(Cause::new(words.join("; ")))
+    Outage::new(Cause::new(words.join("; ")))
 }

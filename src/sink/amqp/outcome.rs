@@ -56,7 +56,7 @@ pub(super) fn nacked() -> Outcome {
 /// The broker takes no messages, from nobody.
 pub(super) fn blocked(address: &Address, why: &str) -> Outage {
     let why: String = why.chars().take(64).collect();
-    Outage(Cause::new(format!(
+    Outage::new(Cause::new(format!(
         "{address} takes no messages: {why} (its memory or its disk; rabbitmq-diagnostics alarms)"
     )))
 }
@@ -64,7 +64,7 @@ pub(super) fn blocked(address: &Address, why: &str) -> Outage {
 /// The broker hangs.
 pub(super) fn late(address: &Address, patience: Duration) -> Outage {
     let words = format!("{address} has not answered within {patience:?}");
-    Outage(Cause::new(words))
+    Outage::new(Cause::new(words))
 }
 
 /// The outage that a broken or refused connection is.
@@ -93,7 +93,7 @@ pub(super) fn outage(trouble: Trouble, address: &Address) -> Outage {
             _ => format!("{address} closes the connection: {}", worded(&refusal)),
         },
     };
-    Outage(Cause::new(words))
+    Outage::new(Cause::new(words))
 }
 
 fn worded(refusal: &Refusal) -> String {

@@ -23,7 +23,7 @@ impl Publisher {
         if let Some(link) = &rested
             && let Some(why) = &link.blocked
         {
-            let Outage(cause) = blocked(&link.address, why);
+            let Outage { cause, .. } = blocked(&link.address, why);
             let remedy = "free memory or disk, or let workers catch up".to_owned();
             rested.into_iter().for_each(|link| self.let_rest(link));
             return vec![Sight::Fault(cause.to_string(), remedy)];
@@ -41,7 +41,7 @@ impl Publisher {
             match seen {
                 Ok(sight) => sights.extend(sight),
                 Err(trouble) => {
-                    let Outage(cause) = outage(trouble, &link.address);
+                    let Outage { cause, .. } = outage(trouble, &link.address);
                     sights.push(Sight::Fault(cause.to_string(), RUNS.to_owned()));
                     return sights;
                 }
@@ -63,7 +63,7 @@ fn roll_call(nodes: Vec<Result<Link, Outage>>) -> (Vec<Sight>, Option<Link>) {
     for node in nodes {
         let link = match node {
             Ok(link) => link,
-            Err(Outage(cause)) => {
+            Err(Outage { cause, .. }) => {
                 away.push(cause.to_string());
                 continue;
             }

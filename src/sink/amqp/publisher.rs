@@ -21,7 +21,6 @@ use crate::clock;
 use crate::envelope::Unfit;
 use crate::outbox::Task;
 use crate::pg::Timestamp;
-use crate::sink::answered::Answered;
 use crate::sink::{Cause, Outage, Outcome};
 
 /// A message that is ready to be written.
@@ -73,8 +72,6 @@ pub(in crate::sink) struct Publisher {
     careful_until: Option<Instant>,
     /// By exchange: when it has refused a message, and what that means.
     refused: HashMap<String, (Instant, Outcome)>,
-    /// What was confirmed of a batch that ended in an outage: it is not sent again.
-    answered: Answered,
 }
 
 impl Publisher {
@@ -85,7 +82,6 @@ impl Publisher {
             resting: None,
             careful_until: None,
             refused: HashMap::new(),
-            answered: Answered::default(),
         }
     }
 
@@ -141,16 +137,9 @@ impl Publisher {
             self.let_rest(link);
         }
         match done {
-            Ok(()) => {
-                let tried = run.flow.tried().filter_map(|task| tasks.get(task));
-                self.answered.forget(tried);
-            }
-            Err(_) => {
-                let confirmed = run.flow.delivered().filter_map(|task| tasks.get(task));
-                confirmed.for_each(|task| self.answered.insert(task));
-            }
+            Ok(()) => Ok(run.flow.into_outcomes()),
+            Err(outage) => Err(outage.amid(run.flow.into_known())),
         }
-        done.map(|()| run.flow.into_outcomes())
     }
 
     async fn connect(&mut self) -> Result<Link, Outage> {
@@ -271,10 +260,6 @@ impl<L: Letters> Run<'_, L> {
             let Some(task) = self.flow.next().and_then(|index| self.tasks.get(index)) else {
                 return;
             };
-            if publisher.answered.contains(task) {
-                self.flow.settled(Outcome::Delivered);
-                continue;
-            }
             let letter = match self.letters.letter(task, self.now) {
                 Ok(letter) => letter,
                 Err(unfit) => {

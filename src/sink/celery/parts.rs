@@ -246,7 +246,10 @@ impl Redis {
                 }
                 Sent::Fenced => return Err(self.contested()),
                 Sent::Outage(cause) => {
-                    return Err(Outage(Cause::new(format!("{}: {cause}", self.address))));
+                    return Err(Outage::new(Cause::new(format!(
+                        "{}: {cause}",
+                        self.address
+                    ))));
                 }
             }
         }

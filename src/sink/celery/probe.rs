@@ -24,7 +24,7 @@ impl Redis {
                 }));
                 sights
             }
-            Err(Outage(cause)) => vec![Sight::Fault(
+            Err(Outage { cause, .. }) => vec![Sight::Fault(
                 cause.to_string(),
                 "see to it that Redis runs and that broker_url is the Celery application's"
                     .to_owned(),

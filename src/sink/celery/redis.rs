@@ -205,7 +205,7 @@ impl Redis {
 
     pub(super) fn contested(&self) -> Outage {
         let words = "another daemon with the same slot and sink writes to it, or our marks are taken away all the time";
-        Outage(Cause::new(format!("{}: {words}", self.address)))
+        Outage::new(Cause::new(format!("{}: {words}", self.address)))
     }
 }
 
@@ -221,7 +221,7 @@ impl Redis {
         self.spare.shrink();
         delivery.unwrap_or_else(|_| {
             let words = format!("{} has not answered within {limit:?}", self.address);
-            Err(Outage(Cause::new(words)))
+            Err(Outage::new(Cause::new(words)))
         })
     }
 }

@@ -10,7 +10,6 @@ use super::process::{Program, Worker, cause};
 use crate::backoff::Backoff;
 use crate::envelope::plain;
 use crate::outbox::Task;
-use crate::sink::answered::Answered;
 use crate::sink::order::Order;
 use crate::sink::pace::Pace;
 use crate::sink::{Cause, Closing, Delivery, Outage, Outcome, Probe, Sight, Sink};
@@ -30,7 +29,6 @@ pub struct Exec {
     idle: Vec<Worker>,
     /// One for each process that there is, those that are being ended included.
     guards: JoinSet<()>,
-    answered: Answered,
     pace: Pace,
     /// Workers that ended without an answer since there was one.
     silent: usize,
@@ -46,7 +44,6 @@ impl Exec {
             timeout,
             idle: Vec::new(),
             guards: JoinSet::new(),
-            answered: Answered::default(),
             pace: Pace::new(workers),
             silent: 0,
             restarts: Backoff::new(RESTARTS),
@@ -56,7 +53,7 @@ impl Exec {
 
     async fn deliver_batch(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
         if self.not_before.is_some_and(|at| Instant::now() < at) {
-            return Err(Outage(Cause::new(format!(
+            return Err(Outage::new(Cause::new(format!(
                 "workers of {} end without an answer; they are started again in a moment",
                 self.program.name()
             ))));
@@ -66,6 +63,8 @@ impl Exec {
         let mut order = Order::new(batch);
         let mut under_way = FuturesUnordered::new();
         let mut outage = None;
+        // Whether the tasks or the program are to blame shows when another one is answered.
+        let mut silent: Vec<(usize, Cause)> = Vec::new();
         loop {
             while outage.is_none()
                 && under_way.len() < self.workers
@@ -74,10 +73,6 @@ impl Exec {
                 let Some(task) = batch.get(index) else {
                     continue;
                 };
-                if self.answered.contains(task) {
-                    order.settle(index, Outcome::Delivered);
-                    continue;
-                }
                 let mut line = Vec::new();
                 if let Err(unfit) = plain::write(&mut line, task) {
                     order.settle(index, Outcome::Reject(Cause::new(unfit.into_words())));
@@ -98,9 +93,7 @@ impl Exec {
                 Ok(outcome) => {
                     self.silent = 0;
                     self.restarts.reset();
-                    if let (Outcome::Delivered, Some(task)) = (&outcome, batch.get(index)) {
-                        self.answered.insert(task);
-                    }
+                    order.settle_silent(&mut silent);
                     order.settle(index, outcome);
                 }
                 Err(cause) => {
@@ -109,16 +102,16 @@ impl Exec {
                         self.pause();
                         outage.get_or_insert(cause);
                     } else {
-                        order.settle(index, Outcome::Retry(cause));
+                        silent.push((index, cause));
                     }
                 }
             }
         }
         if let Some(cause) = outage {
             self.pace.away();
-            return Err(Outage(cause));
+            return Err(Outage::new(cause).amid(order.into_known()));
         }
-        self.answered.forget(batch);
+        order.settle_silent(&mut silent);
         self.pace.took(batch.len(), began.elapsed());
         Ok(order.outcomes())
     }

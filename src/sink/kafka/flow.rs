@@ -12,7 +12,6 @@ use super::{Config, topic};
 use crate::envelope::Unfit;
 use crate::envelope::parcel::Parcel;
 use crate::outbox::{Field, Task};
-use crate::sink::answered::Answered;
 use crate::sink::order::Order;
 use crate::sink::{Cause, Outage, Outcome};
 
@@ -24,7 +23,6 @@ pub(super) struct Kafka {
     pub(super) config: Config,
     quick: Option<Session>,
     careful: Option<Session>,
-    answered: Answered,
 }
 
 /// What is known of a batch's tasks so far.
@@ -47,26 +45,18 @@ impl Kafka {
             config,
             quick: None,
             careful: None,
-            answered: Answered::default(),
         }
     }
 
     pub(super) async fn hand_over(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
-        let answered = |task| self.answered.contains(task).then_some(Outcome::Delivered);
-        let mut known: Known = batch.iter().map(answered).collect();
+        let mut known: Known = vec![None; batch.len()];
         // Sessions are this future's own until it is done: when it is dropped, so are the messages in them.
         let (mut quick, mut careful) = (self.quick.take(), self.careful.take());
         let away = hand_over(&self.config, &mut quick, &mut careful, batch, &mut known).await;
         if let Err(outage) = away {
-            let delivered = |known: &Option<Outcome>| *known == Some(Outcome::Delivered);
-            let tasks = batch.iter().zip(&known);
-            for (task, _) in tasks.filter(|(_, known)| delivered(known)) {
-                self.answered.insert(task);
-            }
-            return Err(outage);
+            return Err(outage.amid(known));
         }
         (self.quick, self.careful) = (quick, careful);
-        self.answered.forget(batch);
         Ok(settled(batch, &known))
     }
 }

@@ -24,7 +24,7 @@ impl Kafka {
     pub(super) async fn look(&mut self) -> Vec<Sight> {
         match self.ask().await {
             Ok(sights) => sights,
-            Err(Outage(cause)) => vec![Sight::Fault(cause.to_string(), REMEDY.to_owned())],
+            Err(Outage { cause, .. }) => vec![Sight::Fault(cause.to_string(), REMEDY.to_owned())],
         }
     }
 

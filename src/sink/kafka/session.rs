@@ -66,7 +66,7 @@ impl Session {
         });
         let producer = made.map_err(|invalid| {
             let words = format!("librdkafka cannot be started: {invalid}");
-            Outage(Cause::new(words))
+            Outage::new(Cause::new(words))
         })?;
         Ok(Session {
             producer: Some(Arc::new(producer)),
@@ -180,7 +180,7 @@ impl Session {
 
     /// The cluster has not answered for so long.
     pub(super) fn away(&self, within: Duration) -> Outage {
-        Outage(Cause::new(match self.trouble() {
+        Outage::new(Cause::new(match self.trouble() {
             Some(Trouble { words, stays: true }) => words,
             Some(Trouble { words, .. }) => {
                 format!("Kafka has not answered within {within:?}: {words}")

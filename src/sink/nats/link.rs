@@ -37,7 +37,7 @@ impl Publisher {
         }
         let count = self.servers.len();
         let each = self.timeout / u32::try_from(count).unwrap_or(u32::MAX).max(1);
-        let mut last = Outage(Cause::new("no server is configured"));
+        let mut last = Outage::new(Cause::new("no server is configured"));
         for n in 0..count {
             let at = (self.first + n) % count;
             let Some(server) = self.servers.get(at) else {
@@ -55,7 +55,7 @@ impl Publisher {
                 }
                 Ok(Err(trouble)) => last = outage(&trouble, &server.to_string()),
                 Err(_) => {
-                    last = Outage(Cause::new(format!(
+                    last = Outage::new(Cause::new(format!(
                         "{server} has not answered within {each:?}"
                     )))
                 }
@@ -166,7 +166,7 @@ pub(super) fn denied(words: &str) -> Option<&str> {
 }
 
 pub(super) fn outage(trouble: &Trouble, server: &str) -> Outage {
-    Outage(Cause::new(match trouble {
+    Outage::new(Cause::new(match trouble {
         Trouble::Unreachable(e) => format!("{server} cannot be reached: {e}"),
         Trouble::Lost(e) => format!("the connection to {server} broke: {e}"),
         Trouble::Refused(words) => format!("{server} refuses us: {words}"),

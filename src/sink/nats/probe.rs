@@ -13,7 +13,7 @@ impl Publisher {
     pub(super) async fn look(&mut self) -> Vec<Sight> {
         match self.ask().await {
             Ok(sights) => sights,
-            Err(Outage(cause)) => vec![Sight::Fault(
+            Err(Outage { cause, .. }) => vec![Sight::Fault(
                 cause.to_string(),
                 "see to it that the server runs, and that url, login and TLS settings are right"
                     .to_owned(),

@@ -70,19 +70,29 @@ impl Publisher {
             return Ok(Vec::new());
         }
         let mut link = self.connect().await?;
-        let outcomes = self.exchange(&mut link, tasks).await?;
+        let pace = match self.stream {
+            Some(_) => link.pace,
+            None => Pace::RUNS,
+        };
+        let mut flow = Flow::new(tasks, pace);
+        if let Err(outage) = self.exchange(&mut link, tasks, &mut flow).await {
+            return Err(outage.amid(flow.known()));
+        }
         self.known = Some(self.first);
         if !link.connection.info.ldm {
             self.link = Some(link);
         }
-        Ok(outcomes)
+        Ok(flow.outcomes())
     }
 
-    async fn exchange(&mut self, link: &mut Link, tasks: &[Task]) -> Result<Vec<Outcome>, Outage> {
+    async fn exchange(
+        &mut self,
+        link: &mut Link,
+        tasks: &[Task],
+        flow: &mut Flow,
+    ) -> Result<(), Outage> {
         link.batch += 1;
         let acknowledged = self.stream.is_some();
-        let pace = if acknowledged { link.pace } else { Pace::RUNS };
-        let mut flow = Flow::new(tasks, pace);
         let mut progress = Progress::default();
         let (mut heard, mut sent) = (Instant::now(), link.connection.sent());
         loop {
@@ -118,7 +128,7 @@ impl Publisher {
                 Err(_) if !progress.alive => {
                     let words =
                         format!("{} has not answered within {:?}", link.server, self.timeout);
-                    return Err(Outage(Cause::new(words)));
+                    return Err(Outage::new(Cause::new(words)));
                 }
                 Err(_) => {
                     let words = format!("nothing has acknowledged it within {:?}", self.timeout);
@@ -132,7 +142,7 @@ impl Publisher {
                 }
             }
             let answered = self
-                .hear(link, tasks, &mut flow, &mut progress)
+                .hear(link, tasks, flow, &mut progress)
                 .map_err(|trouble| outage(&trouble, &link.server))?;
             if answered || link.connection.sent() > sent {
                 sent = link.connection.sent();
@@ -141,8 +151,7 @@ impl Publisher {
             }
         }
         link.pace = flow.pace;
-        self.blame(link, progress).await?;
-        Ok(flow.outcomes())
+        self.blame(link, progress).await
     }
 
     /// Takes what was read. Whether an answer to this batch was among it.
@@ -280,8 +289,9 @@ impl Publisher {
         if progress.stored > 0 {
             return Ok(());
         }
-        let about =
-            |cause: &dyn std::fmt::Display| Outage(Cause::new(format!("{}: {cause}", link.server)));
+        let about = |cause: &dyn std::fmt::Display| {
+            Outage::new(Cause::new(format!("{}: {cause}", link.server)))
+        };
         if let Some(cause) = &progress.place {
             return Err(about(cause));
         }
@@ -289,7 +299,9 @@ impl Publisher {
             return Ok(());
         }
         match self.look_at_stream(link).await? {
-            Look::Absent(words) => Err(Outage(Cause::new(format!("{}: {words}", link.server)))),
+            Look::Absent(words) => {
+                Err(Outage::new(Cause::new(format!("{}: {words}", link.server))))
+            }
             Look::There(_) | Look::Unknown(_) => Ok(()),
         }
     }

@@ -215,11 +215,11 @@ pub(super) fn refused(nodes: &Nodes, refusal: &Refusal) -> Outage {
             _ => worded(&refusal.code, &refusal.text),
         },
     };
-    Outage(Cause::new(format!("{}: {words}", nodes.servers())))
+    Outage::new(Cause::new(format!("{}: {words}", nodes.servers())))
 }
 
 fn no_answer(nodes: &Nodes) -> Outage {
-    Outage(Cause::new(format!(
+    Outage::new(Cause::new(format!(
         "what answers at {} is no Redis",
         nodes.servers()
     )))

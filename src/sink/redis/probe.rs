@@ -16,7 +16,7 @@ impl Pusher {
     pub(super) async fn look(&mut self) -> Vec<Sight> {
         match self.look_around().await {
             Ok(sights) => sights,
-            Err(Outage(cause)) => {
+            Err(Outage { cause, .. }) => {
                 self.nodes.forget();
                 let remedy = "see to it that Redis runs, and that url names it";
                 vec![Sight::Fault(cause.to_string(), remedy.to_owned())]

@@ -367,7 +367,7 @@ impl Pusher {
         self.give_back_buffers();
         let delivery = delivery.unwrap_or_else(|_| {
             let words = format!("{} has not answered within {limit:?}", self.nodes.servers());
-            Err(Outage(Cause::new(words)))
+            Err(Outage::new(Cause::new(words)))
         });
         if delivery.is_err() {
             self.nodes.forget();

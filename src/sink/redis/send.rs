@@ -344,7 +344,7 @@ impl Pusher {
     }
 
     fn outage(&self, words: &str) -> Outage {
-        Outage(Cause::new(format!("{}: {words}", self.nodes.servers())))
+        Outage::new(Cause::new(format!("{}: {words}", self.nodes.servers())))
     }
 }
 

@@ -311,7 +311,7 @@ impl Nodes {
     }
 
     fn outage(&self, words: &str) -> Outage {
-        Outage(Cause::new(format!("{}: {words}", self.servers)))
+        Outage::new(Cause::new(format!("{}: {words}", self.servers)))
     }
 
     fn trouble(&self, trouble: Trouble, place: &Place) -> Outage {

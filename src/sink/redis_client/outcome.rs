@@ -100,7 +100,7 @@ pub(in crate::sink) fn outage(
             }
         },
     };
-    Outage(Cause::new(words))
+    Outage::new(Cause::new(words))
 }
 
 /// What a socket says; where it is TLS that fails, with what helps.
@@ -237,13 +237,13 @@ mod tests {
         ] {
             let said = error.to_string();
             let error = io::Error::new(io::ErrorKind::InvalidData, error);
-            let Outage(cause) = outage(Trouble::Unreachable(error), &"h:1", &WORDING);
+            let Outage { cause, .. } = outage(Trouble::Unreachable(error), &"h:1", &WORDING);
             let cause = cause.to_string();
             assert!(cause.starts_with("h:1 cannot be reached"), "{cause}");
             assert!(cause.contains(&said) && cause.contains(words), "{cause}");
         }
         let plain = io::Error::from(io::ErrorKind::ConnectionRefused);
-        let Outage(cause) = outage(Trouble::Lost(plain), &"h:1", &WORDING);
+        let Outage { cause, .. } = outage(Trouble::Lost(plain), &"h:1", &WORDING);
         assert_eq!(
             cause.to_string(),
             "h:1 has closed the connection: connection refused"

@@ -48,7 +48,7 @@ impl Found {
         servers: &Servers,
         wording: &Wording,
     ) -> Result<Place, Outage> {
-        let outage = |words: String| Err(Outage(Cause::new(format!("{servers}: {words}"))));
+        let outage = |words: String| Err(Outage::new(Cause::new(format!("{servers}: {words}"))));
         match self {
             Found::Primary(place) => Ok(place),
             Found::NobodyKnows => outage(
@@ -58,7 +58,7 @@ impl Found {
                 outage(format!("{place}: {}", refused(&refusal)))
             }
             Found::NobodyAnswers(place, Some(trouble)) => {
-                let Outage(cause) = outcome::outage(trouble, &place, wording);
+                let Outage { cause, .. } = outcome::outage(trouble, &place, wording);
                 outage(format!("no sentinel answers: {cause}"))
             }
             Found::NobodyAnswers(place, None) => {

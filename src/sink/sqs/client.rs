@@ -78,6 +78,8 @@ where
 /// As an outage, whatever it is.
 pub(super) fn outage(verdict: Verdict) -> Outage {
     match verdict {
-        Verdict::Message(cause) | Verdict::Later(cause) | Verdict::Away(cause) => Outage(cause),
+        Verdict::Message(cause) | Verdict::Later(cause) | Verdict::Away(cause) => {
+            Outage::new(cause)
+        }
     }
 }

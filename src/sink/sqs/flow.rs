@@ -14,7 +14,6 @@ use super::{Config, client, queue};
 use crate::clock;
 use crate::envelope::Unfit;
 use crate::outbox::{Field, Task};
-use crate::sink::answered::Answered;
 use crate::sink::order::Order;
 use crate::sink::{Cause, Outage, Outcome};
 
@@ -27,7 +26,6 @@ pub(super) struct Sqs {
     client: Option<Client>,
     /// The URLs of queues, by name.
     urls: HashMap<String, String>,
-    answered: Answered,
 }
 
 impl Sqs {
@@ -36,7 +34,6 @@ impl Sqs {
             config,
             client: None,
             urls: HashMap::new(),
-            answered: Answered::default(),
         }
     }
 
@@ -57,20 +54,23 @@ impl Sqs {
     }
 
     pub(super) async fn hand_over(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
-        let handed_over = self.hand_over_all(batch).await;
-        if handed_over.is_err() {
+        let mut known = vec![None; batch.len()];
+        let handed_over = self.hand_over_all(batch, &mut known).await;
+        handed_over.map_err(|outage| {
             self.begin_anew();
-        }
-        handed_over
+            outage.amid(known)
+        })
     }
 
-    async fn hand_over_all(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
-        let answered = |task| self.answered.contains(task).then_some(Outcome::Delivered);
-        let mut known: Vec<Option<Outcome>> = batch.iter().map(answered).collect();
+    async fn hand_over_all(
+        &mut self,
+        batch: &[Task],
+        known: &mut Vec<Option<Outcome>>,
+    ) -> Result<Vec<Outcome>, Outage> {
         let client = self.client().await;
         let mut queues = Vec::with_capacity(batch.len());
         let mut absent = HashMap::new();
-        for (task, known) in batch.iter().zip(&mut known) {
+        for (task, known) in batch.iter().zip(known.iter_mut()) {
             queues.push(match known {
                 Some(_) => None,
                 None => self
@@ -95,21 +95,8 @@ impl Sqs {
             ready: BTreeMap::new(),
             alone: HashSet::new(),
         };
-        let sent = flow.send().await;
-        let Flow { known, order, .. } = flow;
-        match sent {
-            Ok(()) => {
-                self.answered.forget(batch);
-                Ok(order.outcomes())
-            }
-            Err(outage) => {
-                let tasks = batch.iter().zip(&known);
-                for (task, _) in tasks.filter(|(_, known)| **known == Some(Outcome::Delivered)) {
-                    self.answered.insert(task);
-                }
-                Err(outage)
-            }
-        }
+        flow.send().await?;
+        Ok(flow.order.outcomes())
     }
 
     /// The URL of the queue that a task goes to, or what becomes of it without one.
@@ -128,7 +115,7 @@ impl Sqs {
         }
         match self.url(client, &name).await {
             Ok(url) => Ok(Ok(url)),
-            Err(Verdict::Away(cause)) => Err(Outage(cause)),
+            Err(Verdict::Away(cause)) => Err(Outage::new(cause)),
             Err(Verdict::Message(cause) | Verdict::Later(cause)) => {
                 absent.insert(name, cause.clone());
                 Ok(Err(Outcome::Retry(cause)))
@@ -177,7 +164,7 @@ struct Flow<'b> {
     batch: &'b [Task],
     /// The URL of each task's queue.
     queues: Vec<Option<String>>,
-    known: Vec<Option<Outcome>>,
+    known: &'b mut Vec<Option<Outcome>>,
     order: Order,
     /// Tasks that may be sent, by the URL of their queue.
     ready: BTreeMap<String, VecDeque<usize>>,
@@ -306,7 +293,7 @@ impl Flow<'_> {
         let Answer { tasks, said } = answer;
         let said = match said {
             Ok(said) => said,
-            Err(Verdict::Away(cause)) => return Err(Outage(cause)),
+            Err(Verdict::Away(cause)) => return Err(Outage::new(cause)),
             Err(Verdict::Message(_)) if tasks.len() > 1 => {
                 for index in tasks {
                     self.alone.insert(index);

@@ -17,7 +17,7 @@ impl Sqs {
     pub(super) async fn look(&mut self) -> Vec<Sight> {
         match self.ask().await {
             Ok(sights) => sights,
-            Err(Outage(cause)) => {
+            Err(Outage { cause, .. }) => {
                 self.begin_anew();
                 vec![Sight::Fault(
                     cause.to_string(),

@@ -27,7 +27,7 @@ pub(super) fn judge(
             ", a redirect, which is not followed: set url to the new place",
         )),
         401 | 407 => {
-            return Err(Outage(says(
+            return Err(Outage::new(says(
                 ", it does not let us in: see secret and extra_headers",
             )));
         }

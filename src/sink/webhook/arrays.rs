@@ -42,10 +42,6 @@ impl Webhook {
         };
         let mut array = Array::default();
         for (index, task) in batch.iter().enumerate() {
-            if self.answered.contains(task) {
-                known.set(index, Outcome::Delivered);
-                continue;
-            }
             if task.key().is_some_and(|key| known.stopped.contains(key)) {
                 continue;
             }
@@ -61,12 +57,15 @@ impl Webhook {
             }
             array.tasks.push(index);
             if array.tasks.len() >= self.batch || array.body.len() >= MOST_BYTES {
-                self.send_array(std::mem::take(&mut array), batch, &mut known)
-                    .await?;
+                let array = std::mem::take(&mut array);
+                if let Err(outage) = self.send_array(array, batch, &mut known).await {
+                    return Err(outage.amid(known.outcomes));
+                }
             }
         }
-        self.send_array(array, batch, &mut known).await?;
-        self.answered.forget(batch);
+        if let Err(outage) = self.send_array(array, batch, &mut known).await {
+            return Err(outage.amid(known.outcomes));
+        }
         let behind = || Outcome::Retry(Cause::new("an earlier task of its key was not delivered"));
         let outcomes = known.outcomes.into_iter();
         Ok(outcomes
@@ -95,15 +94,14 @@ impl Webhook {
                     self.idle.extend(link);
                     outcome
                 }
-                End::Silence(cause) if self.silence.is_away() => return Err(Outage(cause)),
+                End::Silence(cause) if self.silence.is_away() => return Err(Outage::new(cause)),
                 End::Silence(cause) => Outcome::Retry(cause),
-                End::Away(cause) => return Err(Outage(cause)),
+                End::Away(cause) => return Err(Outage::new(cause)),
             },
         };
         for (index, task) in tasks.iter().zip(in_it()) {
-            match &outcome {
-                Outcome::Delivered => self.answered.insert(task),
-                _ => known.stopped.extend(task.key()),
+            if outcome != Outcome::Delivered {
+                known.stopped.extend(task.key());
             }
             known.set(*index, outcome.clone());
         }

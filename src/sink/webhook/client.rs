@@ -16,7 +16,6 @@ use super::signature::Signer;
 use super::silence::Silence;
 use crate::clock;
 use crate::outbox::Task;
-use crate::sink::answered::Answered;
 use crate::sink::order::Order;
 use crate::sink::pace::Pace;
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sight, Sink};
@@ -118,7 +117,7 @@ impl Endpoint {
         let now: SystemTime = UNIX_EPOCH + now;
         match judge(status, &headers, &self.place.host, now) {
             Ok(outcome) => End::Answer(outcome, usable.then_some(link)),
-            Err(Outage(cause)) => End::Away(cause),
+            Err(Outage { cause, .. }) => End::Away(cause),
         }
     }
 
@@ -141,7 +140,6 @@ pub struct Webhook {
     pub(super) batch: usize,
     /// Connections that rest.
     pub(super) idle: Vec<Link>,
-    pub(super) answered: Answered,
     pub(super) silence: Silence,
     pub(super) pace: Pace,
 }
@@ -153,13 +151,14 @@ impl Webhook {
             shape,
             concurrency,
             idle,
-            answered,
             silence,
             ..
         } = self;
         let endpoint = &*endpoint;
         let mut order = Order::new(batch);
         let mut under_way = FuturesUnordered::new();
+        // Whether the tasks or the receiver are to blame shows when another one is answered.
+        let mut silent: Vec<(usize, Cause)> = Vec::new();
         loop {
             while under_way.len() < *concurrency
                 && let Some(index) = order.take()
@@ -167,10 +166,6 @@ impl Webhook {
                 let Some(task) = batch.get(index) else {
                     continue;
                 };
-                if answered.contains(task) {
-                    order.settle(index, Outcome::Delivered);
-                    continue;
-                }
                 let message = shape
                     .message(task)
                     .map_err(|unfit| Cause::new(unfit.into_words()));
@@ -185,21 +180,26 @@ impl Webhook {
             let Some((index, end)) = under_way.next().await else {
                 break;
             };
-            match end {
+            let away = match end {
                 End::Answer(outcome, link) => {
                     silence.is_broken();
                     idle.extend(link);
-                    if let (Outcome::Delivered, Some(task)) = (&outcome, batch.get(index)) {
-                        answered.insert(task);
-                    }
+                    order.settle_silent(&mut silent);
                     order.settle(index, outcome);
+                    None
                 }
-                End::Silence(cause) if silence.is_away() => return Err(Outage(cause)),
-                End::Silence(cause) => order.settle(index, Outcome::Retry(cause)),
-                End::Away(cause) => return Err(Outage(cause)),
+                End::Silence(cause) if silence.is_away() => Some(cause),
+                End::Silence(cause) => {
+                    silent.push((index, cause));
+                    None
+                }
+                End::Away(cause) => Some(cause),
+            };
+            if let Some(cause) = away {
+                return Err(Outage::new(cause).amid(order.into_known()));
             }
         }
-        answered.forget(batch);
+        order.settle_silent(&mut silent);
         Ok(order.outcomes())
     }
 

@@ -2,8 +2,8 @@
 //!
 //! - **Delivered** means: the receiver has answered 2xx. What it does with it then is its own.
 //! - **Repeats**: a request whose answer was lost is sent again, under the same `webhook-id`, which is the task's id; so
-//!   receivers drop repeats by it. After an outage what was answered before is not sent again; after a crash of the daemon
-//!   what was in flight is.
+//!   receivers drop repeats by it. After an outage what was answered before is not sent again, and neither is it
+//!   after a stop; after a crash of the daemon what was in flight is.
 //! - **Order**: tasks of one key one after the other, each when the one before was answered. Different keys, and tasks
 //!   without one, side by side, `concurrency` at a time.
 //! - **What the receiver can lose**: nothing that it has not answered for.
@@ -55,7 +55,6 @@ pub use self::message::Format;
 use self::message::{Shape, parse_extra};
 use self::signature::Signer;
 use self::silence::Silence;
-use super::answered::Answered;
 use super::pace::Pace;
 use super::settings::{Either, check_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
@@ -227,7 +226,6 @@ impl Settings for Config {
             shape: self.shape()?,
             concurrency: self.side_by_side(),
             idle: Vec::new(),
-            answered: Answered::default(),
             silence: Silence::new(match batch {
                 1 => self.side_by_side(),
                 _ => 1,

@@ -48,7 +48,7 @@ impl Sink for Memory {
             tokio::task::yield_now().await;
             let mut place = self.0.lock().unwrap();
             if place.1 {
-                return Err(Outage(Cause::new("away")));
+                return Err(Outage::new(Cause::new("away")));
             }
             let mut stopped = Vec::new();
             let outcome = |task: &Task| {

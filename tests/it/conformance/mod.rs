@@ -185,7 +185,7 @@ async fn an_outage_loses_nothing(mut subject: impl Subject) {
     assert!(all_delivered(&deliver(&mut sink, &before).await));
     subject.set_away(true);
     for _ in 0..3 {
-        let Outage(cause) = sink.deliver(&during).await.expect_err("it is away");
+        let Outage { cause, .. } = sink.deliver(&during).await.expect_err("it is away");
         assert!(!cause.to_string().is_empty());
     }
     subject.set_away(false);

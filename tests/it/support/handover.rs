@@ -15,7 +15,14 @@ pub(crate) async fn hand_over(
         let batch: Vec<Task> = left.iter().map(|n| tasks[*n].clone()).collect();
         let answers = match sink.deliver(&batch).await {
             Ok(answers) => answers,
-            Err(outage) => return Err((outage, batch)),
+            Err(outage) if outage.outcomes.is_empty() => return Err((outage, batch)),
+            Err(outage) => {
+                assert_eq!(outage.outcomes.len(), batch.len(), "one outcome per task");
+                let known = batch.into_iter().zip(&outage.outcomes);
+                let left = known.filter(|(_, outcome)| **outcome == Outcome::Unsent);
+                let left = left.map(|(task, _)| task).collect();
+                return Err((outage, left));
+            }
         };
         assert_eq!(answers.len(), batch.len(), "one outcome per task");
         let gets_on = answers.first().is_none_or(|it| *it != Outcome::Unsent);

@@ -237,6 +237,25 @@ impl Flow {
         }
     }
 
+    /// What is known to be stored so far: of each key, what stands before the first one that is not.
+    pub(super) fn known(&self) -> Vec<Option<Outcome>> {
+        let mut known: Vec<Option<Outcome>> = vec![Some(Outcome::Delivered); self.states.len()];
+        for key in &self.keys {
+            let mut at = key.first;
+            let stored = Some(&State::Answered(Answer::Stored));
+            while let Some(task) = at.filter(|task| self.states.get(*task) == stored) {
+                at = self.next.get(task).copied().flatten();
+            }
+            while let Some(task) = at {
+                if let Some(place) = known.get_mut(task) {
+                    *place = None;
+                }
+                at = self.next.get(task).copied().flatten();
+            }
+        }
+        known
+    }
+
     /// The outcomes, once nothing is to be sent and nothing is on its way.
     pub(super) fn outcomes(self) -> Vec<Outcome> {
         let behind = || Outcome::Retry(Cause::new("an earlier task of its key was not delivered"));

@@ -192,6 +192,14 @@ proptest! {
             if !matches!(event, Event::Lost) {
                 flow.answered(send.task, answer);
             }
+            // Whenever the place goes away, what is said to be stored is, and nothing ahead of it in its key is in doubt.
+            let known = flow.known();
+            let is_known = |task: &usize| known[*task].is_some();
+            for task in (0..keys.len()).filter(is_known) {
+                prop_assert!(stream.stored.contains(&task), "{task} is not stored");
+                let mut ahead = (0..task).filter(|other| keys[task].is_some() && keys[*other] == keys[task]);
+                prop_assert!(ahead.all(|other| is_known(&other)), "before {task}");
+            }
         }
         prop_assert!(flow.is_quiet());
         let outcomes = flow.outcomes();
