@@ -179,8 +179,8 @@ pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 /// A destination.
 ///
 /// The contract, which `tests/it/conformance/` checks for every sink:
-/// - `deliver` answers with exactly one [`Outcome`] per task, in the batch's order, or with an [`Outage`]. What it has
-///   answered for, in either of them, is not handed over again; so what is known of a batch is said also in an outage.
+/// - `deliver` answers with exactly one [`Outcome`] per task, in the batch's order, or with an [`Outage`]. What is known of
+///   a batch is said in an outage, too: what was delivered before it is not handed over again.
 /// - `Delivered` means that the broker has confirmed the task, not that it was written to a socket.
 /// - Within a batch and between batches, tasks of one key are applied in the order given; where one task of a key is
 ///   not delivered, no later task of this key in the batch is.

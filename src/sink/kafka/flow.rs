@@ -69,7 +69,7 @@ async fn hand_over(
     batch: &[Task],
     known: &mut Known,
 ) -> Result<(), Outage> {
-    if known.iter().all(Option::is_some) {
+    if batch.is_empty() {
         return Ok(());
     }
     let session = open(config, quick, Manner::Quick)?;
@@ -108,10 +108,6 @@ async fn topics<'t>(
     let mut absent: HashMap<Cow<'t, str>, Refusal> = HashMap::new();
     let mut topics = Vec::with_capacity(batch.len());
     for (task, known) in batch.iter().zip(known) {
-        if known.is_some() {
-            topics.push(None);
-            continue;
-        }
         let found = match topic_of(config, task) {
             Err(unfit) => Err(Outcome::Reject(Cause::new(unfit.into_words()))),
             Ok(topic) => {
@@ -158,16 +154,13 @@ async fn quickly(
     let mut closed: HashSet<&[u8]> = HashSet::new();
     for (index, (task, topic)) in batch.iter().zip(topics).enumerate() {
         let key = task.key();
-        let state = known.get(index).and_then(Option::as_ref);
-        if state == Some(&Outcome::Delivered) || key.is_some_and(|key| closed.contains(key)) {
+        if key.is_some_and(|key| closed.contains(key)) {
             continue;
         }
-        let topic = match (state, topic) {
-            (None, Some(topic)) => topic.as_ref(),
-            _ => {
-                closed.extend(key);
-                continue;
-            }
+        // Without a topic it is known already what becomes of it.
+        let Some(topic) = topic.as_deref() else {
+            closed.extend(key);
+            continue;
         };
         if key.is_some_and(|key| *going.entry(key).or_insert(topic) != topic) {
             closed.extend(key);

@@ -71,18 +71,12 @@ impl Sqs {
         let mut queues = Vec::with_capacity(batch.len());
         let mut absent = HashMap::new();
         for (task, known) in batch.iter().zip(known.iter_mut()) {
-            queues.push(match known {
-                Some(_) => None,
-                None => self
-                    .queue_of(&client, task, &mut absent)
-                    .await?
-                    .map_or_else(
-                        |outcome| {
-                            *known = Some(outcome);
-                            None
-                        },
-                        Some,
-                    ),
+            queues.push(match self.queue_of(&client, task, &mut absent).await? {
+                Ok(url) => Some(url),
+                Err(outcome) => {
+                    *known = Some(outcome);
+                    None
+                }
             });
         }
         let mut flow = Flow {

@@ -112,9 +112,11 @@ impl QueueWorker {
 
     /// What its jobs were given so far, in order.
     pub(crate) fn record(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.directory.path().join("record")).unwrap_or_default();
+        let text = self.record_text();
+        // A line whose end is not written yet comes the next time.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let line = |line: &str| serde_json::from_str(line).expect("a line of JSON");
-        text.lines().map(line).collect()
+        whole.lines().map(line).collect()
     }
 
     /// The same, as text.
