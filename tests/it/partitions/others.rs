@@ -15,9 +15,16 @@ use crate::support::wait::{PATIENCE, eventually};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_transaction_keeps_its_partition() {
     let mut site = Site::start(15).await.expect("Debian's version");
-    let today = site
-        .server
-        .psql("select name from aftercommit.outbox_partitions('aftercommit.outbox') limit 1");
+    // Not in the last moments before midnight.
+    let today = "select name, upper from aftercommit.outbox_partitions('aftercommit.outbox')
+                 where lower <= now() and upper > now() + interval '10 seconds'";
+    let today = eventually(PATIENCE, "a day with time left", || async {
+        let answer = site.server.psql(today);
+        let (name, upper) = answer.split_once('|')?;
+        Some((name.to_owned(), upper.to_owned()))
+    })
+    .await;
+    let (today, midnight) = today;
     // Today is over in a moment; the rest of it is another partition.
     let end = site
         .server
@@ -27,7 +34,7 @@ async fn an_open_transaction_keeps_its_partition() {
          create table aftercommit.until_now partition of aftercommit.outbox
            for values from ('2026-01-01') to ('{end}');
          create table aftercommit.from_now partition of aftercommit.outbox
-           for values from ('{end}') to ('{end}'::timestamptz + interval '1 hour')"
+           for values from ('{end}') to ('{midnight}')"
     ))
     .await;
     let mut open = site.server.client().await;
