@@ -75,6 +75,7 @@ impl Order {
     }
 
     /// What is known so far.
+    #[cfg(any(feature = "exec", feature = "webhook"))]
     pub(super) fn into_known(self) -> Vec<Option<Outcome>> {
         self.outcomes
     }
