@@ -3,8 +3,9 @@
 //! A task's times are Postgres's and travel with it, so the present that they are compared with is Postgres's, too: a clock
 //! of this machine that is wrong, or jumps, would let tasks expire that have hours left. The keeper hears the server's clock
 //! whenever it asks for something ([`hear`]), once a second or more often; between two answers it is carried on by a clock
-//! that no one sets. Before the first answer it is that of the stream, which no task comes before ([`hear_first`]). What needs the present (a status update carries it, a message's expiration is counted from it) asks
-//! here, and passes it down to the pure rooms as a [`Timestamp`]. Waits and timeouts are measured with `Instant`.
+//! that no one sets. Before the first answer it is that of the stream, which no task comes before ([`hear_first`]). What
+//! needs the present (a status update carries it, a message's expiration is counted from it) asks here, and passes it down to
+//! the pure rooms as a [`Timestamp`]. Waits and timeouts are measured with `Instant`.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -71,8 +72,9 @@ pub fn hear(shows: Timestamp) {
     SERVER.hear(shows);
 }
 
-/// A message of the stream was sent when the server's clock showed `shows`. It may have waited since then, so the first one
-/// counts, and only as long as nothing was heard otherwise.
+/// A message of the stream was sent when the server's clock showed `shows` (the time in XLogData and keepalives, PostgreSQL's
+/// streaming replication protocol). It may have waited since then, so the first one counts, and only as long as nothing was
+/// heard otherwise.
 pub fn hear_first(shows: Timestamp) {
     SERVER.hear_first(shows);
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::support::daemon::{Daemon, init};
 use crate::support::exam::says;
 use crate::support::postgres::{Options, Postgres};
-use crate::support::process::{scratch, write_program};
+use crate::support::process::{scratch, whole_lines, write_program};
 use crate::support::receiver::{Answer, Receiver};
 use crate::support::tasks::with_sink;
 use crate::support::wait::{PATIENCE, eventually};
@@ -283,8 +283,7 @@ impl Room {
     /// What was done.
     fn came(&self) -> Vec<Came> {
         let text = fs::read_to_string(self.path("done")).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let tasks = whole.lines().map(serde_json::from_str);
+        let tasks = whole_lines(&text).map(serde_json::from_str);
         tasks
             .map(|task| Came::read(&task.expect("a task")))
             .collect()

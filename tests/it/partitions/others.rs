@@ -16,15 +16,15 @@ use crate::support::wait::{PATIENCE, eventually};
 async fn an_open_transaction_keeps_its_partition() {
     let mut site = Site::start(15).await.expect("Debian's version");
     // Not in the last moments before midnight.
-    let today = "select name, upper from aftercommit.outbox_partitions('aftercommit.outbox')
-                 where lower <= now() and upper > now() + interval '10 seconds'";
-    let today = eventually(PATIENCE, "a day with time left", || async {
-        let answer = site.server.psql(today);
+    let with_time_left =
+        "select name, upper from aftercommit.outbox_partitions('aftercommit.outbox')
+                          where lower <= now() and upper > now() + interval '10 seconds'";
+    let (today, midnight) = eventually(PATIENCE, "a day with time left", || async {
+        let answer = site.server.psql(with_time_left);
         let (name, upper) = answer.split_once('|')?;
         Some((name.to_owned(), upper.to_owned()))
     })
     .await;
-    let (today, midnight) = today;
     // Today is over in a moment; the rest of it is another partition.
     let end = site
         .server

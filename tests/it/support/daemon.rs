@@ -9,7 +9,7 @@ use rustix::process::{Resource, Rlimit, Signal, prlimit};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::process::{Process, scratch};
+use super::process::{Process, scratch, whole_lines};
 use super::wait::{PATIENCE, eventually};
 
 /// The program under test: this build's, or another one named by `AFTERCOMMIT_TEST_PROGRAM` (a release build, say).
@@ -146,10 +146,7 @@ impl Daemon {
     /// Its log, record by record; a line that is no JSON (a panic, say) comes as a string.
     pub(crate) fn records(&self) -> Vec<Value> {
         let log = self.log();
-        // A record whose end is not written yet comes the next time.
-        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
-        whole
-            .lines()
+        whole_lines(&log)
             .map(|line| serde_json::from_str(line).unwrap_or_else(|_| Value::from(line)))
             .collect()
     }

@@ -187,6 +187,12 @@ pub(crate) fn scratch(name: &str) -> TempDir {
     directory
 }
 
+/// The lines of a file that somebody writes to: one whose end is not written yet comes the next time.
+pub(crate) fn whole_lines(text: &str) -> impl Iterator<Item = &str> {
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines()
+}
+
 /// A program in a file, that may be run at once: no other thread's child can still have it open for writing.
 pub(crate) fn write_program(path: &Path, text: &str) {
     use std::os::unix::fs::PermissionsExt;

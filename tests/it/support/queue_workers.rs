@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::celery::environment;
 use super::postgres::programs::target;
-use super::process::{Process, scratch};
+use super::process::{Process, scratch, whole_lines};
 use super::wait::{PATIENCE, until};
 
 /// Where the applications are.
@@ -113,10 +113,8 @@ impl QueueWorker {
     /// What its jobs were given so far, in order.
     pub(crate) fn record(&self) -> Vec<Value> {
         let text = self.record_text();
-        // A line whose end is not written yet comes the next time.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         let line = |line: &str| serde_json::from_str(line).expect("a line of JSON");
-        whole.lines().map(line).collect()
+        whole_lines(&text).map(line).collect()
     }
 
     /// The same, as text.
