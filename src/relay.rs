@@ -25,10 +25,10 @@ use self::outgoing::Outgoing;
 pub use self::outgoing::SinkLanes;
 pub use self::phase::End;
 use self::phase::Phase;
-use self::strain::Strain;
+use self::strain::Gauge;
 use crate::budget::Memory;
 use crate::clock;
-use crate::delivery::{KeyHasher, News as Kept, Report, Wishes, Work};
+use crate::delivery::{KeyHasher, News as Kept, Report, Strain, Wishes, Work};
 use crate::failpoint::{self, Point};
 use crate::gate::clearance::Clearance;
 use crate::gate::watcher::News;
@@ -61,8 +61,8 @@ pub struct Channels {
     pub orders: watch::Sender<Order>,
     /// From the lanes.
     pub reports: mpsc::Receiver<Report>,
-    /// To the lanes: whether what waits is to go to the hold.
-    pub strain: watch::Sender<bool>,
+    /// To the lanes: what is to become of tasks that are not in a sink's hands.
+    pub strain: watch::Sender<Strain>,
     /// To the keeper: what is to be written down. It has one piece of work at a time.
     pub work: mpsc::Sender<Work>,
     /// To the keeper: what else is wanted.
@@ -107,7 +107,7 @@ pub struct Relay {
     max_tasks: u64,
     channels: Channels,
     ledger: Ledger,
-    strain: Strain,
+    gauge: Gauge,
 
     watermark: Watermark,
     passing: Passing,
@@ -155,7 +155,7 @@ impl Relay {
             gatehouse: Gatehouse::new(gate),
             max_tasks,
             ledger: Ledger::new(channels.work.clone()),
-            strain: Strain::default(),
+            gauge: Gauge::default(),
             channels,
             watermark: Watermark::default(),
             passing: Passing::Between,
@@ -238,13 +238,12 @@ impl Relay {
             && is_told
             && !self.intake_halted
             && (deadline.is_none() || self.is_completing());
-        let strained = self
-            .strain
-            .look(room && self.channels.memory.has_room(), deadline.is_some());
+        let has_room = room && self.channels.memory.has_room();
+        let strain = self.gauge.look(has_room, self.phase.leaves_at());
         self.channels
             .strain
-            .send_if_modified(|known| std::mem::replace(known, strained) != strained);
-        let strain_at = self.strain.due();
+            .send_if_modified(|known| std::mem::replace(known, strain) != strain);
+        let strain_at = self.gauge.due();
         tokio::select! {
             biased;
             // 1. A change of phase.
@@ -385,7 +384,8 @@ impl Relay {
             .wishes
             .send_if_modified(|wishes| !std::mem::replace(&mut wishes.draining, true));
         if let (End::Clean, false) = (&end, self.phase.is_draining()) {
-            info!(in_flight = self.watermark.outstanding(), "draining");
+            let in_flight = self.watermark.outstanding();
+            info!(in_flight, released = self.released, "draining");
         }
         self.phase.drain(end);
     }

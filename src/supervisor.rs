@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tracing::error;
 
 use crate::budget::Memory;
-use crate::delivery::{Keeper, KeyHasher, Lane, Marking, Rule, Wishes};
+use crate::delivery::{Keeper, KeyHasher, Lane, Marking, Rule, Strain, Wishes};
 use crate::gate::watcher::Watch;
 use crate::intake::{self, Confirmation, Intake, Line, Order};
 use crate::partitions::Partitions;
@@ -87,7 +87,7 @@ async fn run_parts(plan: Plan) -> std::io::Result<End> {
     let (orders, ordered) = watch::channel(Order::default());
     let (reports, from_lanes) = mpsc::channel(REPORTS);
     let (signalled, signals) = watch::channel(0);
-    let (strain, strained) = watch::channel(false);
+    let (strain, strained) = watch::channel(Strain::default());
     let (work, to_keep) = mpsc::channel(1);
     let (wishes, wished) = watch::channel(Wishes::default());
     let (tells, kept) = mpsc::channel(KEPT);

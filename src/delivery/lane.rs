@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::queue::{At, LaneQueue, Verdict};
-use super::{KeyHasher, Marking, Message, Origin, Passage, Report, Rule};
+use super::{KeyHasher, Marking, Message, Origin, Passage, Report, Rule, Strain};
 use crate::backoff::Backoff;
 use crate::clock;
 use crate::failpoint::{self, Point};
@@ -69,8 +69,8 @@ pub struct Lane {
     pub inbox: mpsc::Receiver<Message>,
     /// Where the lane reports to.
     pub reports: mpsc::Sender<Report>,
-    /// The daemon is short of room, or its slot lags, or it drains: what waits goes to the hold.
-    pub strain: watch::Receiver<bool>,
+    /// What is to become of tasks that are not in the sink's hands.
+    pub strain: watch::Receiver<Strain>,
 }
 
 /// The sink is away.
@@ -169,15 +169,24 @@ impl Running {
     fn spill(&mut self) {
         let strain = *self.lane.strain.borrow_and_update();
         let now = Instant::now();
+        if strain == Strain::Leaves {
+            let why = self.away.as_ref().map(|away| away.cause.clone());
+            let why = why.unwrap_or_else(|| Cause::new("the daemon was stopped before its turn"));
+            self.queue.spill(now.into_std(), &why, true);
+            return;
+        }
+        if strain == Strain::Drains {
+            self.queue.give_back();
+        }
         let Some(away) = &mut self.away else {
-            if strain {
+            if strain > Strain::None {
                 self.queue.spill_waiting(now.into_std());
             }
             return;
         };
         if away.spilled {
             self.queue.spill(now.into_std(), &away.cause, false);
-        } else if strain || away.spill_at <= now {
+        } else if strain > Strain::None || away.spill_at <= now {
             away.spilled = true;
             self.queue.spill(now.into_std(), &away.cause, true);
             warn!(

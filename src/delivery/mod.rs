@@ -54,6 +54,21 @@ pub enum Origin {
     },
 }
 
+/// What presses the daemon, and so what a lane does with tasks that are not in its sink's hands. Each step includes those
+/// before it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Strain {
+    /// Nothing does.
+    #[default]
+    None,
+    /// There is no room for more, or the slot lags: what waits to be tried again goes to the hold.
+    Short,
+    /// The daemon drains: what came from the hold goes back.
+    Drains,
+    /// The drain has to come to its end: all goes to the hold.
+    Leaves,
+}
+
 /// What a lane is told.
 #[derive(Debug)]
 pub enum Message {

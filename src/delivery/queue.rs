@@ -322,7 +322,18 @@ impl LaneQueue {
         self.finish_batch();
     }
 
-    /// Sends everything to the hold, because the sink is away. What came from there goes back, or stays, to try whether
+    /// What came from the hold goes back: it is still there.
+    pub(super) fn give_back(&mut self) {
+        for passage in std::mem::take(&mut self.ready) {
+            match passage.origin {
+                Origin::Hold { .. } => self.set_aside(passage, 0, Duration::ZERO, None),
+                Origin::Stream(_) => self.ready.push_back(passage),
+            }
+        }
+        self.finish_batch();
+    }
+
+    /// Sends everything to the hold, because the sink is away, or the daemon leaves. What came from there goes back, or stays, to try whether
     /// the sink is back.
     pub(super) fn spill(&mut self, now: Instant, why: &Cause, with_released: bool) {
         self.spill_but(now, why, with_released, |_| false);

@@ -10,6 +10,10 @@ use crate::replication::Stop;
 /// How long a graceful stop may take to deliver what is in flight. Below the ten seconds that container runtimes give.
 pub(super) const DRAIN_WITHIN: Duration = Duration::from_secs(8);
 
+/// So long before that, what is not in a sink's hands goes to the hold. Meanwhile the sinks answer for what they have, and
+/// all is written down: else some of it would come again.
+const LEAVES_BEFORE: Duration = Duration::from_secs(4);
+
 /// How the daemon ends.
 #[derive(Debug)]
 pub enum End {
@@ -57,6 +61,11 @@ impl Phase {
             Phase::Draining { deadline, .. } => Some(*deadline),
             Phase::Running => None,
         }
+    }
+
+    /// While draining: when nothing more is handed to a sink.
+    pub(super) fn leaves_at(&self) -> Option<Instant> {
+        self.deadline().map(|deadline| deadline - LEAVES_BEFORE)
     }
 
     /// Begins to drain. What was there first decides how the daemon ends, but an error is not hidden by a signal.

@@ -111,7 +111,7 @@ impl Relay {
                 self.outgoing.tell_begin(session, keys);
             }
             News::Freed(keys) => self.outgoing.tell_freed(&keys),
-            News::Lags(lags) => self.strain.set_lags(lags),
+            News::Lags(lags) => self.gauge.set_lags(lags),
             News::Released(released) => {
                 self.released += released.len();
                 let mut rows = Rows::default();

@@ -1,32 +1,43 @@
-//! Whether what waits is to go to the hold: there is no room for more, the slot lags, or the daemon drains.
+//! What presses the daemon: there is no room for more, the slot lags, or the daemon drains.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::delivery::Strain;
+
 /// A budget that is used up for so long is not just busy: some sink takes nothing, and others wait for it.
 const FULL_FOR: Duration = Duration::from_millis(250);
 
-/// How long there has been no room.
+/// Measures the strain.
 #[derive(Debug, Default)]
-pub(super) struct Strain {
+pub(super) struct Gauge {
+    /// How long there has been no room.
     full_since: Option<Instant>,
     /// The slot lags behind by more than it may.
     lags: bool,
-    strained: bool,
+    /// While the daemon drains: when that has to come to its end.
+    leaves_at: Option<Instant>,
+    strain: Strain,
 }
 
-impl Strain {
-    /// What there is now; says whether that is a strain.
-    pub(super) fn look(&mut self, room: bool, draining: bool) -> bool {
+impl Gauge {
+    /// What there is now, and what strain that is.
+    pub(super) fn look(&mut self, room: bool, leaves_at: Option<Instant>) -> Strain {
         let now = Instant::now();
         self.full_since = match room {
             true => None,
             false => self.full_since.or(Some(now)),
         };
+        self.leaves_at = leaves_at;
         let full = self.full_since.is_some_and(|since| now >= since + FULL_FOR);
-        self.strained = full || draining || self.lags;
-        self.strained
+        self.strain = match leaves_at {
+            Some(at) if at <= now => Strain::Leaves,
+            Some(_) => Strain::Drains,
+            None if full || self.lags => Strain::Short,
+            None => Strain::None,
+        };
+        self.strain
     }
 
     /// The slot holds back more, or less, than it may.
@@ -36,7 +47,10 @@ impl Strain {
 
     /// When to look again.
     pub(super) fn due(&self) -> Option<Instant> {
-        let since = self.full_since.filter(|_| !self.strained)?;
-        Some(since + FULL_FOR)
+        match self.strain {
+            Strain::None => self.full_since.map(|since| since + FULL_FOR),
+            Strain::Drains => self.leaves_at,
+            Strain::Short | Strain::Leaves => None,
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::sync::Mutex;
 
 use super::*;
-use crate::delivery::{Ids, Message, Origin, Passage, Written};
+use crate::delivery::{Ids, Message, Origin, Passage, Strain, Written};
 use crate::gate::clearance::Snapshot;
 use crate::gate::watcher::Wanted;
 use crate::hold::{Park, State};
@@ -42,6 +42,7 @@ struct Bench {
     memory: Arc<Memory>,
     reports: mpsc::Sender<Report>,
     signals: watch::Sender<u8>,
+    strained: watch::Receiver<Strain>,
     lanes: Vec<mpsc::Receiver<Message>>,
     /// What the keeper has put into the hold.
     held: Arc<Mutex<Vec<Park>>>,
@@ -100,7 +101,7 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
         .collect();
     let (work, to_keep) = mpsc::channel(1);
     let (wishes, _) = watch::channel(Wishes::default());
-    let (strain, _) = watch::channel(false);
+    let (strain, strained) = watch::channel(Strain::default());
     let memory = Memory::new(10_000);
     let (tells, kept) = mpsc::channel(4);
     let held = Arc::new(Mutex::new(Vec::new()));
@@ -145,6 +146,7 @@ fn build(gated: bool, tasks: u64) -> (Relay, impl FnOnce(JoinHandle<End>) -> Ben
         memory,
         reports,
         signals,
+        strained,
         lanes,
         held,
         kept: tells,

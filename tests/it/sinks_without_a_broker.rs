@@ -267,6 +267,53 @@ async fn a_stop_in_an_outage_repeats_nothing_that_was_answered() {
     assert_eq!(seen, (1..LAST).collect::<Vec<_>>());
 }
 
+/// A graceful stop beside a receiver that takes far longer for what is on its way to it than a stop may take: the rest of it
+/// goes to the hold, or back there, and what has come does not come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_beside_a_slow_receiver_repeats_nothing() {
+    const LAST: usize = 300;
+    for is_held in [false, true] {
+        let is_slow = Arc::new(AtomicBool::new(true));
+        let mut receiver = Receiver::deciding({
+            let is_slow = is_slow.clone();
+            move |_| match is_slow.load(Ordering::SeqCst) {
+                true => Answer::Late(Duration::from_millis(100), 204),
+                false => Answer::Status(204, Vec::new()),
+            }
+        });
+        let sink = format!(
+            "[sink.webhook.out]\nurl = \"{}\"\nallow_addresses = [\"127.0.0.1\"]\nconcurrency = 1\n",
+            receiver.url()
+        );
+        let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
+        let mut daemon = Daemon::start(&config);
+        if is_held {
+            receiver.close();
+        }
+        commit(&postgres, 1, LAST);
+        if is_held {
+            eventually(PATIENCE, "all is held", || async {
+                let held = postgres.psql("select count(*) from aftercommit.hold");
+                (held == LAST.to_string()).then_some(())
+            })
+            .await;
+            receiver.open();
+        }
+        eventually(PATIENCE, "some have come", || async {
+            (receiver.requests().len() >= 10).then_some(())
+        })
+        .await;
+        assert_eq!(daemon.terminate().await.code(), Some(0));
+        let in_time = !daemon.log().contains("not delivered in time");
+        assert!(in_time, "{}", daemon.log());
+        is_slow.store(false, Ordering::SeqCst);
+        let mut daemon = Daemon::start(&config);
+        wait_until_settled(&postgres).await;
+        assert_eq!(daemon.terminate().await.code(), Some(0));
+        assert_eq!(check(&numbers(&came(&receiver)), LAST), 0, "came again");
+    }
+}
+
 struct Room(TempDir);
 
 impl Room {

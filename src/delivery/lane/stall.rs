@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Lane, Running, take_in};
+use crate::delivery::Strain;
 use crate::outbox::Task;
 use crate::sink::{Cause, Outage, Outcome};
 
@@ -49,7 +50,7 @@ impl Running {
                 () = reports.closed() => return None,
                 () = sleep_until(look_at) => look_at = Instant::now() + EVERY,
             }
-            if !tries && !*strain.borrow() {
+            if !tries && *strain.borrow() == Strain::None {
                 continue;
             }
             take_in(inbox, open, queue, marking, true);

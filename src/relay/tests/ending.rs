@@ -176,6 +176,27 @@ async fn a_drain_that_takes_too_long_ends_and_so_does_a_second_signal() {
     bench.ends_clean().await;
 }
 
+/// What a drain asks of the lanes: first to give back what is held anyway, then all that their sinks do not have. There is time
+/// left for what the sinks do have.
+#[tokio::test(start_paused = true)]
+async fn draining_presses_the_lanes_and_then_presses_more() {
+    let mut bench = start(false, 100);
+    bench.up(session(1));
+    bench.send(1, transaction(100)).await;
+    bench.settle_down().await;
+    assert_eq!(*bench.strained.borrow(), Strain::None);
+    bench.signals.send_replace(1);
+    let began = Instant::now();
+    for expected in [Strain::Drains, Strain::Leaves] {
+        bench.strained.changed().await.expect("the relay is there");
+        assert_eq!(*bench.strained.borrow(), expected);
+    }
+    let took = began.elapsed();
+    assert!(took > SOON && took <= DRAIN_WITHIN / 2, "{took:?}");
+    bench.deliver("100/0").await;
+    bench.ends_clean().await;
+}
+
 /// Half of a transaction has gone, the rest of it can't come.
 #[tokio::test(start_paused = true)]
 async fn draining_without_a_session_does_not_wait_for_one() {

@@ -128,7 +128,7 @@ proptest! {
     #[test]
     fn keeps_order_per_key_and_loses_nothing(
         keys in proptest::collection::vec(proptest::option::of(0u8..4), 1..60),
-        steps in proptest::collection::vec((0u8..8, 1usize..7, any::<u16>(), 0u64..300), 1..200),
+        steps in proptest::collection::vec((0u8..9, 1usize..7, any::<u16>(), 0u64..300), 1..200),
         hold_after in 0u64..400,
     ) {
         let mut now = Instant::now();
@@ -153,6 +153,8 @@ proptest! {
                 2 => hold.release(),
                 // The sink is away for long.
                 7 => queue.spill(now, &Cause::new("away"), true),
+                // The daemon drains.
+                8 => queue.give_back(),
                 // A batch.
                 _ => {
                     now += Duration::from_millis(pause);
