@@ -16,7 +16,7 @@ use crate::support::exam::{Exam, assert_discreet};
 use crate::support::kafka::{Kafka, TOPIC};
 
 pub(crate) fn config(brokers: &str, settings: Value) -> Config {
-    let mut config = json!({"brokers": brokers, "topic": TOPIC, "timeout": "2s"});
+    let mut config = json!({"brokers": brokers, "topic": TOPIC, "timeout": "5s"});
     for (key, value) in settings.as_object().expect("settings") {
         config[key] = value.clone();
     }

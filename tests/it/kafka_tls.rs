@@ -82,11 +82,14 @@ impl Place {
         assert_eq!(self.kafka.ids(TOPIC).len(), tasks.len());
         in_order(&self.kafka, &tasks);
         assert!(self.front.let_in() >= 2, "{}", self.front.let_in());
-        let seen = sink.probe().await;
-        assert_eq!(
-            seen[0],
-            Sight::Good("Kafka lets us in: 2 brokers".to_owned())
-        );
+        let since = Instant::now();
+        let lets_in = Sight::Good("Kafka lets us in: 2 brokers".to_owned());
+        let seen = loop {
+            match sink.probe().await {
+                seen if seen[0] == lets_in => break seen,
+                seen => assert!(since.elapsed() < PATIENCE, "{seen:?}"),
+            }
+        };
         assert!(
             !seen.iter().any(|it| matches!(it, Sight::Fault(..))),
             "{seen:?}"

@@ -18,7 +18,7 @@ impl Subject for OnKafka {
         let config = serde_json::json!({
             "brokers": self.0.brokers(),
             "topic": TOPIC,
-            "timeout": "2s",
+            "timeout": "6s",
             "properties": {"message.max.bytes": "4000000", "compression.type": "lz4"},
         });
         let config: kafka::Config = serde_json::from_value(config).unwrap();
