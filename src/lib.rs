@@ -49,8 +49,9 @@
 //! 3. In [`relay::Relay`] a transaction waits until the [`gate`] has seen it: [`gate::watcher`] asks the primary for a
 //!    snapshot, and replicas how far they are; [`gate::clearance`] says which transactions that lets pass.
 //! 4. [`watermark::Watermark`] opens the task, [`route::Router`] finds its sink, and its key finds its lane.
-//! 5. [`delivery::Lane`] hands batches to its [`sink::Sink`]. There the task is copied for the first time and only once,
-//!    into the broker's message ([`envelope::celery`], [`envelope::kombu`]); JSON is spliced, not parsed into values.
+//! 5. [`delivery::Lane`] hands batches to its [`sink::Sink`], or single tasks, where it takes its time with each
+//!    ([`sink::serving`]). There the task is copied for the first time and only once, into the broker's message
+//!    ([`envelope::celery`], [`envelope::kombu`]); JSON is spliced, not parsed into values.
 //! 6. For each task the sink answers with an [`sink::Outcome`], once the broker has confirmed it. What is to be retried
 //!    waits in the lane, with all later tasks of its key, and then in the [`hold`] table; what is rejected goes there as dead.
 //! 7. [`delivery::Keeper`] writes all that down in one transaction: settled rows leave the outbox, tasks enter and leave the

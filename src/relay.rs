@@ -239,7 +239,7 @@ impl Relay {
             && !self.intake_halted
             && (deadline.is_none() || self.is_completing());
         let has_room = room && self.channels.memory.has_room();
-        let strain = self.gauge.look(has_room, self.phase.leaves_at());
+        let strain = self.gauge.look(has_room, &self.phase);
         self.channels
             .strain
             .send_if_modified(|known| std::mem::replace(known, strain) != strain);

@@ -1,11 +1,13 @@
-//! A lane: takes tasks in order, hands them to its sink in batches, and reports what became of them.
+//! A lane: takes tasks in order, hands them to its sink, in batches or one by one, and reports what became of them.
 //!
 //! A sink that is away as a whole burns nobody's attempts: the lane pauses and hands the same batch over again. Past
 //! `hold_after`, or under strain, it *spills*: all it has goes to the hold, in order, and so does what comes. What comes
 //! back from there, a task now and then, is the probe: when the sink takes it, the lane goes on.
 
+mod serving;
 mod stall;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,7 +85,14 @@ struct Away {
 }
 
 struct Running {
-    lane: Lane,
+    name: Arc<str>,
+    marking: Marking,
+    outage_backoff: BackoffRange,
+    spill_after: Duration,
+    in_hands: usize,
+    inbox: mpsc::Receiver<Message>,
+    reports: mpsc::Sender<Report>,
+    strain: watch::Receiver<Strain>,
     queue: LaneQueue,
     away: Option<Away>,
     /// When the sink was last back, and how it had been away.
@@ -97,62 +106,75 @@ struct Running {
 impl Lane {
     /// Runs until the inbox is closed and everything that came through it is settled, or nobody listens any more.
     pub async fn run(self) {
-        let queue = LaneQueue::new(
-            self.index,
-            self.name.clone(),
-            self.rules.clone(),
-            self.hasher.clone(),
-            self.with_ids,
-        );
-        let running = Running {
-            lane: self,
-            queue,
+        let mut sink = self.sink;
+        let mut running = Running {
+            queue: LaneQueue::new(
+                self.index,
+                self.name.clone(),
+                self.rules,
+                self.hasher,
+                self.with_ids,
+            ),
+            name: self.name,
+            marking: self.marking,
+            outage_backoff: self.outage_backoff,
+            spill_after: self.spill_after,
+            in_hands: self.in_hands,
+            inbox: self.inbox,
+            reports: self.reports,
+            strain: self.strain,
             away: None,
             recovered: None,
             gathers: None,
             open: true,
         };
-        running.run().await;
+        match sink.serves().is_some() {
+            true => running.serve(&mut *sink).await,
+            false => running.work(&mut *sink).await,
+        }
+        sink.close().await;
     }
 }
 
 impl Running {
-    async fn run(mut self) {
-        self.work().await;
-        self.lane.sink.close().await;
-    }
-
-    async fn work(&mut self) {
+    /// Hands batches to the sink until the inbox is closed and all that came through it is settled, or nobody listens any
+    /// more.
+    async fn work(&mut self, sink: &mut dyn Sink) {
         loop {
             let away = self.away.is_some();
-            let (lane, queue) = (&mut self.lane, &mut self.queue);
             take_in(
-                &mut lane.inbox,
+                &mut self.inbox,
                 &mut self.open,
-                queue,
-                &mut lane.marking,
+                &mut self.queue,
+                &mut self.marking,
                 away,
             );
-            self.spill();
+            self.spill(&HashSet::new());
             let limit = if away { TRIAL_TASKS } else { BATCH_TASKS };
-            let limit = limit.min(self.lane.in_hands);
-            let most = self.lane.sink.most().min(limit).max(1);
+            let limit = limit.min(self.in_hands);
+            let most = sink.most().min(limit).max(1);
             let batch = match self.may_try(most) {
                 true => self.queue.next_batch(at(), most, BATCH_BYTES),
                 false => Vec::new(),
             };
             let tried = !batch.is_empty();
-            if tried && !self.hand_over(batch).await {
+            if tried && !self.hand_over(sink, batch).await {
                 return;
             }
-            if let Some(report) = self.queue.take_report()
-                && self.lane.reports.send(report).await.is_err()
-            {
+            if !self.report().await {
                 return;
             }
             if !tried && !self.wait().await {
                 return;
             }
+        }
+    }
+
+    /// Reports what has become of tasks. False when nobody listens any more.
+    async fn report(&mut self) -> bool {
+        match self.queue.take_report() {
+            Some(report) => self.reports.send(report).await.is_ok(),
+            None => true,
         }
     }
 
@@ -165,14 +187,15 @@ impl Running {
         self.gathers.is_none() && away.is_none_or(|away| away.spilled || away.next_try <= now)
     }
 
-    /// Sends to the hold what has waited for long enough.
-    fn spill(&mut self) {
-        let strain = *self.lane.strain.borrow_and_update();
+    /// Sends to the hold what has waited for long enough; but not the tasks of keys, given by their hashes, that are in the
+    /// sink's hands.
+    fn spill(&mut self, in_hands: &HashSet<u64>) {
+        let strain = *self.strain.borrow_and_update();
         let now = Instant::now();
-        if strain == Strain::Leaves {
+        if strain >= Strain::Leaves {
             let why = self.away.as_ref().map(|away| away.cause.clone());
             let why = why.unwrap_or_else(|| Cause::new("the daemon was stopped before its turn"));
-            self.queue.spill(now.into_std(), &why, true);
+            self.queue.spill(now.into_std(), in_hands, &why, true);
             return;
         }
         if strain == Strain::Drains {
@@ -185,33 +208,35 @@ impl Running {
             return;
         };
         if away.spilled {
-            self.queue.spill(now.into_std(), &away.cause, false);
+            self.queue
+                .spill(now.into_std(), in_hands, &away.cause, false);
         } else if strain > Strain::None || away.spill_at <= now {
             away.spilled = true;
-            self.queue.spill(now.into_std(), &away.cause, true);
+            self.queue
+                .spill(now.into_std(), in_hands, &away.cause, true);
             warn!(
-                sink = %self.lane.name, cause = %away.cause,
+                sink = %self.name, cause = %away.cause,
                 "the sink stays away; its tasks go to the hold table, and come back when it does"
             );
         }
     }
 
     /// Hands one batch to the sink. False when nobody listens any more.
-    async fn hand_over(&mut self, batch: Vec<Passage>) -> bool {
+    async fn hand_over(&mut self, sink: &mut dyn Sink, batch: Vec<Passage>) -> bool {
         let (tasks, tags): (Vec<Task>, Vec<(Origin, usize)>) = batch
             .into_iter()
             .map(|p| (p.task, (p.origin, p.route)))
             .unzip();
-        let generation = self.lane.marking.generation();
+        let generation = self.marking.generation();
         let since = Instant::now();
-        let Some(answer) = self.deliver(&tasks).await else {
+        let Some(answer) = self.deliver(sink, &tasks).await else {
             return false;
         };
         let took = since.elapsed();
         failpoint::reach(Point::Acknowledged);
-        self.lane.marking.answered(self.queue.turn());
+        self.marking.answered(self.queue.turn());
         // What is not delivered of an earlier generation comes again.
-        let is_void = generation != self.lane.marking.generation();
+        let is_void = generation != self.marking.generation();
         let passages = tasks.into_iter().zip(tags);
         let (outcomes, away) = match answer {
             Ok(outcomes) => (outcomes, None),
@@ -225,7 +250,8 @@ impl Running {
             passages.len(),
             "a sink answers for each task of a batch"
         );
-        if away.is_none() {
+        // What was abandoned tells nothing of the sink.
+        if away.is_none() && outcomes.iter().any(|outcome| *outcome != Outcome::Unsent) {
             self.is_back();
         }
         for ((task, (origin, route)), outcome) in passages.zip(outcomes) {
@@ -259,7 +285,7 @@ impl Running {
         };
         let id = passage.task.id().to_owned();
         let lsn = passage.task.position.commit_lsn;
-        let sink = &self.lane.name;
+        let sink = &self.name;
         match self.queue.outcome(passage, outcome, at()) {
             Verdict::Delivered | Verdict::Behind => {}
             Verdict::Again { attempts, pause } => {
@@ -274,16 +300,24 @@ impl Running {
         }
     }
 
+    /// The daemon does not wait for an answer any longer.
+    fn abandons(&self, tasks: usize) {
+        warn!(
+            sink = %self.name, tasks,
+            "the sink has not answered within the time of a stop; what it has goes to the hold table, and comes again"
+        );
+    }
+
     fn is_back(&mut self) {
         let Some(away) = self.away.take() else { return };
-        info!(sink = %self.lane.name, attempts = away.backoff.attempts(), "the sink is back");
+        info!(sink = %self.name, attempts = away.backoff.attempts(), "the sink is back");
         self.queue.report_away(false);
         self.recovered = Some((Instant::now(), away));
     }
 
     fn is_away(&mut self, cause: Cause) {
         let now = Instant::now();
-        let sink = &self.lane.name;
+        let sink = &self.name;
         let was_away = self.away.is_some();
         if !was_away {
             self.queue.report_away(true);
@@ -294,9 +328,9 @@ impl Running {
         let relapses = !was_away && self.away.is_some();
         let away = self.away.get_or_insert_with(|| Away {
             cause: cause.clone(),
-            backoff: Backoff::new(self.lane.outage_backoff),
+            backoff: Backoff::new(self.outage_backoff),
             next_try: now,
-            spill_at: now + self.lane.spill_after,
+            spill_at: now + self.spill_after,
             spilled: false,
         });
         let pause = away.backoff.next(fastrand::f64());
@@ -309,7 +343,8 @@ impl Running {
         away.cause = cause;
         away.next_try = now + pause;
         if away.spilled {
-            self.queue.spill(now.into_std(), &away.cause, true);
+            self.queue
+                .spill(now.into_std(), &HashSet::new(), &away.cause, true);
         }
     }
 
@@ -325,15 +360,15 @@ impl Running {
             None => [due, self.gathers].into_iter().flatten().min(),
         };
         let received = tokio::select! {
-            message = self.lane.inbox.recv(), if self.open => Some(message),
+            message = self.inbox.recv(), if self.open => Some(message),
             () = clock::sleep_until(pause), if pause.is_some() => None,
-            Ok(()) = self.lane.strain.changed() => None,
-            () = self.lane.reports.closed() => return false,
+            Ok(()) = self.strain.changed() => None,
+            () = self.reports.closed() => return false,
         };
         match received {
             Some(Some(message)) => {
                 let away = self.away.is_some();
-                hear(&mut self.queue, &mut self.lane.marking, message, away);
+                hear(&mut self.queue, &mut self.marking, message, away);
             }
             Some(None) => self.open = false,
             None => {}

@@ -1,5 +1,6 @@
 //! Floor 6: lanes, the ordered queues in front of the sinks, and the keeper, who writes down what became of the tasks.
 
+mod hands;
 mod keeper;
 mod key;
 mod lane;
@@ -54,8 +55,8 @@ pub enum Origin {
     },
 }
 
-/// What presses the daemon, and so what a lane does with tasks that are not in its sink's hands. Each step includes those
-/// before it.
+/// What presses the daemon, and so what a lane does with its tasks; before the last step, with those that are not in its
+/// sink's hands. Each step includes those before it.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Strain {
     /// Nothing does.
@@ -65,8 +66,10 @@ pub enum Strain {
     Short,
     /// The daemon drains: what came from the hold goes back.
     Drains,
-    /// The drain has to come to its end: all goes to the hold.
+    /// Half of the time for that is over: all goes to the hold.
     Leaves,
+    /// It has to come to its end: what the sink has not answered for goes there, too, and comes again.
+    Abandons,
 }
 
 /// What a lane is told.

@@ -20,7 +20,7 @@ use super::{KeyHasher, Origin, Passage, Rule};
 use crate::backoff::Backoff;
 use crate::outbox::{Field, Position, Task};
 use crate::pg::{Moment, Timestamp};
-use crate::sink::Cause;
+use crate::sink::{Cause, Outcome};
 
 /// What waits together: a key's tasks, or one task without a key.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -196,6 +196,11 @@ impl LaneQueue {
         self.report.away = Some(away);
     }
 
+    /// Whether there is something to report.
+    pub(super) fn has_report(&self) -> bool {
+        !self.report.is_empty()
+    }
+
     /// Takes the next batch: at most `max_tasks`, and no more than `max_bytes` but for a single task that is larger.
     /// Empty when nothing may go now.
     pub(super) fn next_batch(
@@ -243,6 +248,21 @@ impl LaneQueue {
         }
         self.finish_batch();
         batch
+    }
+
+    /// A task that has waited for one of its key in the sink's hands, and may go now; `None` if it may not after all, and
+    /// follows others of its key.
+    pub(super) fn reconsider(&mut self, passage: Passage, at: At) -> Option<Passage> {
+        if self.fates.contains_key(&Order::of(&passage.task)) {
+            self.outcome(passage, Outcome::Unsent, at);
+            return None;
+        }
+        let Some(words) = expired(&passage, at.wall) else {
+            return Some(passage);
+        };
+        let attempts = self.attempts(&passage);
+        self.give_up(passage, attempts, words);
+        None
     }
 
     /// Keys whose pause is over come first, each with all that waits behind its first task.
@@ -335,17 +355,24 @@ impl LaneQueue {
 
     /// Sends everything to the hold, because the sink is away, or the daemon leaves. What came from there goes back, or stays, to try whether
     /// the sink is back.
-    pub(super) fn spill(&mut self, now: Instant, why: &Cause, with_released: bool) {
-        self.spill_but(now, why, with_released, |_| false);
-        self.tried.clear();
+    /// But the tasks of the keys, given by their hashes, that are in the sink's hands stay: they come behind those.
+    pub(super) fn spill(
+        &mut self,
+        now: Instant,
+        in_hands: &HashSet<u64>,
+        why: &Cause,
+        with_released: bool,
+    ) {
+        self.spill_but(now, why, with_released, in_hands);
+        if in_hands.is_empty() {
+            self.tried.clear();
+        }
     }
 
     /// Sends what is behind the batch in hand to the hold, because the sink does not answer: but not the tasks of the keys,
     /// given by their hashes, that are in the batch. They come behind its tasks, wherever those go.
     pub(super) fn spill_beside(&mut self, now: Instant, in_hand: &HashSet<u64>, why: &Cause) {
-        self.spill_but(now, why, false, |hash| {
-            hash.is_some_and(|hash| in_hand.contains(&hash))
-        });
+        self.spill_but(now, why, false, in_hand);
     }
 
     fn spill_but(
@@ -353,8 +380,9 @@ impl LaneQueue {
         now: Instant,
         why: &Cause,
         with_released: bool,
-        stays: impl Fn(Option<u64>) -> bool,
+        in_hands: &HashSet<u64>,
     ) {
+        let stays = |hash: Option<u64>| hash.is_some_and(|hash| in_hands.contains(&hash));
         self.spill_waiting(now);
         for passage in std::mem::take(&mut self.ready) {
             match passage.origin {

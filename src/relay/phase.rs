@@ -4,15 +4,18 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::delivery::Strain;
 use crate::intake::Halt;
 use crate::replication::Stop;
 
 /// How long a graceful stop may take to deliver what is in flight. Below the ten seconds that container runtimes give.
 pub(super) const DRAIN_WITHIN: Duration = Duration::from_secs(8);
 
-/// So long before that, what is not in a sink's hands goes to the hold. Meanwhile the sinks answer for what they have, and
-/// all is written down: else some of it would come again.
+/// So long before that, what is not in a sink's hands goes to the hold, and the sinks answer for what they have.
 const LEAVES_BEFORE: Duration = Duration::from_secs(4);
+/// So long before that, what they have not answered for goes there, too. What is left is for writing that down: a transaction
+/// of which one task is left comes again, all of it.
+const ABANDONS_BEFORE: Duration = Duration::from_secs(1);
 
 /// How the daemon ends.
 #[derive(Debug)]
@@ -63,9 +66,18 @@ impl Phase {
         }
     }
 
-    /// While draining: when nothing more is handed to a sink.
-    pub(super) fn leaves_at(&self) -> Option<Instant> {
-        self.deadline().map(|deadline| deadline - LEAVES_BEFORE)
+    /// While draining: what strain that is now, and when it becomes more.
+    pub(super) fn strain(&self, now: Instant) -> Option<(Strain, Option<Instant>)> {
+        let deadline = self.deadline()?;
+        let steps = [
+            (Strain::Drains, deadline - LEAVES_BEFORE),
+            (Strain::Leaves, deadline - ABANDONS_BEFORE),
+        ];
+        let step = steps.into_iter().find(|(_, until)| now < *until);
+        Some(match step {
+            Some((strain, until)) => (strain, Some(until)),
+            None => (Strain::Abandons, None),
+        })
     }
 
     /// Begins to drain. What was there first decides how the daemon ends, but an error is not hidden by a signal.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::phase::Phase;
 use crate::delivery::Strain;
 
 /// A budget that is used up for so long is not just busy: some sink takes nothing, and others wait for it.
@@ -16,26 +17,24 @@ pub(super) struct Gauge {
     full_since: Option<Instant>,
     /// The slot lags behind by more than it may.
     lags: bool,
-    /// While the daemon drains: when that has to come to its end.
-    leaves_at: Option<Instant>,
     strain: Strain,
+    /// While the daemon drains: when the strain becomes more.
+    more_at: Option<Instant>,
 }
 
 impl Gauge {
     /// What there is now, and what strain that is.
-    pub(super) fn look(&mut self, room: bool, leaves_at: Option<Instant>) -> Strain {
+    pub(super) fn look(&mut self, room: bool, phase: &Phase) -> Strain {
         let now = Instant::now();
         self.full_since = match room {
             true => None,
             false => self.full_since.or(Some(now)),
         };
-        self.leaves_at = leaves_at;
         let full = self.full_since.is_some_and(|since| now >= since + FULL_FOR);
-        self.strain = match leaves_at {
-            Some(at) if at <= now => Strain::Leaves,
-            Some(_) => Strain::Drains,
-            None if full || self.lags => Strain::Short,
-            None => Strain::None,
+        (self.strain, self.more_at) = match phase.strain(now) {
+            Some(step) => step,
+            None if full || self.lags => (Strain::Short, None),
+            None => (Strain::None, None),
         };
         self.strain
     }
@@ -49,8 +48,7 @@ impl Gauge {
     pub(super) fn due(&self) -> Option<Instant> {
         match self.strain {
             Strain::None => self.full_since.map(|since| since + FULL_FOR),
-            Strain::Drains => self.leaves_at,
-            Strain::Short | Strain::Leaves => None,
+            _ => self.more_at,
         }
     }
 }

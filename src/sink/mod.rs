@@ -33,8 +33,6 @@ pub mod null;
     feature = "webhook"
 ))]
 mod order;
-#[cfg(any(feature = "exec", feature = "webhook"))]
-mod pace;
 #[cfg(feature = "redis")]
 // The engine of several sinks: a build that leaves some of them out does not need all of it.
 #[cfg_attr(
@@ -49,6 +47,9 @@ pub mod redis;
 )]
 pub mod redis_client;
 pub mod renewed;
+#[cfg(any(feature = "exec", feature = "webhook"))]
+mod served;
+pub mod serving;
 #[cfg_attr(
     not(all(feature = "celery", feature = "redis")),
     allow(dead_code, reason = "some of it is for the others")
@@ -73,6 +74,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use self::marks::Terms;
+use self::serving::Serves;
 pub use self::settings::{Invalid, SecretFile, Settings};
 use crate::outbox::Task;
 
@@ -188,6 +190,7 @@ pub type Closing<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 ///   leaves the rest of it `Unsent`. The first task of each key is tried, so that each batch gets on.
 /// - A task may be handed over again, with the same id: after `Retry`, after an outage, after a crash.
 /// - What would harm the receiver is rejected before anything of it is sent, and harms no neighbour in the batch.
+/// - A sink that takes tasks one by one ([`Serves`]) has one of a key in its hands at a time.
 /// - A sink connects by itself when it is first used and after each outage; it bounds every wait by a timeout.
 /// - A sink answers. It does not retry, sleep between attempts, acknowledge, or know of the slot.
 /// - Dropping the returned future is allowed at any await; the sink must then still be usable.
@@ -208,7 +211,12 @@ pub trait Sink: Send {
     /// settings lose messages. Changes nothing there. The caller bounds the wait.
     fn probe(&mut self) -> Probe<'_>;
 
-    /// How many tasks it wants at a time, at most: not more than it can soon answer for.
+    /// As a sink that takes its tasks one by one; `None`, where it takes batches. It is the same for all of its life.
+    fn serves(&mut self) -> Option<&mut dyn Serves> {
+        None
+    }
+
+    /// How many tasks it wants in a batch, at most: not more than it can soon answer for.
     fn most(&self) -> usize {
         usize::MAX
     }

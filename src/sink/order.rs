@@ -60,14 +60,6 @@ impl Order {
         }
     }
 
-    /// Tasks that had no answer are tried again: others of the batch have one.
-    #[cfg(any(feature = "exec", feature = "webhook"))]
-    pub(super) fn settle_silent(&mut self, silent: &mut Vec<(usize, Cause)>) {
-        for (index, cause) in silent.drain(..) {
-            self.settle(index, Outcome::Retry(cause));
-        }
-    }
-
     fn set(&mut self, index: usize, outcome: Outcome) {
         if let Some(place) = self.outcomes.get_mut(index) {
             *place = Some(outcome);

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::marks::Terms;
+use super::serving::{Server, Serves, Service};
 use super::{Closing, Delivery, Probe, Sink};
 use crate::outbox::Task;
 
@@ -60,6 +61,13 @@ impl Sink for Renewed {
         })
     }
 
+    fn serves(&mut self) -> Option<&mut dyn Serves> {
+        match self.sink.serves() {
+            Some(_) => Some(self),
+            None => None,
+        }
+    }
+
     fn probe(&mut self) -> Probe<'_> {
         self.sink.probe()
     }
@@ -74,5 +82,24 @@ impl Sink for Renewed {
 
     fn keeps(&self) -> Duration {
         self.sink.keeps()
+    }
+}
+
+impl Serves for Renewed {
+    fn side_by_side(&mut self) -> usize {
+        self.sink.serves().map_or(1, Serves::side_by_side)
+    }
+
+    fn serve(&mut self, server: Server) -> Service<'_> {
+        Box::pin(async move {
+            let end = match self.sink.serves() {
+                Some(sink) => sink.serve(server).await,
+                None => Ok(()),
+            };
+            if end.is_err() {
+                self.is_away();
+            }
+            end
+        })
     }
 }

@@ -48,6 +48,7 @@ mod retries;
 mod scenarios;
 mod scheduling;
 mod server_faults;
+mod serving;
 mod sink_faults;
 mod sinks_without_a_broker;
 mod spill;

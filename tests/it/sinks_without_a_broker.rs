@@ -314,6 +314,49 @@ async fn a_stop_beside_a_slow_receiver_repeats_nothing() {
     }
 }
 
+/// A stop does not wait for ever for an answer: what is in the hands of the sink goes to the hold, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_beside_a_receiver_that_hangs_leaves_all_in_the_hold() {
+    const LAST: usize = 20;
+    const IN_A_REQUEST: usize = 5;
+    let hangs = Arc::new(AtomicBool::new(true));
+    let receiver = Receiver::deciding({
+        let hangs = hangs.clone();
+        move |_| match hangs.load(Ordering::SeqCst) {
+            true => Answer::Silence,
+            false => Answer::Status(204, Vec::new()),
+        }
+    });
+    let sink = format!(
+        "[sink.webhook.out]\nurl = \"{}\"\nallow_addresses = [\"127.0.0.1\"]\nbatch = {IN_A_REQUEST}\ntimeout = \"600s\"\n",
+        receiver.url()
+    );
+    let (postgres, config) = postgres(|postgres| configured(postgres, &sink));
+    commit(&postgres, 1, LAST);
+    let mut daemon = Daemon::start(&config);
+    eventually(PATIENCE, "a request has come", || async {
+        (receiver.requests().len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let in_time = !daemon.log().contains("not delivered in time");
+    assert!(in_time, "{}", daemon.log());
+    let held = postgres.psql("select count(*) from aftercommit.hold");
+    assert_eq!(held, LAST.to_string());
+    hangs.store(false, Ordering::SeqCst);
+    let mut daemon = Daemon::start(&config);
+    wait_until_settled(&postgres).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+    let came: Vec<usize> = receiver
+        .requests()
+        .iter()
+        .flat_map(|request| request.json().as_array().expect("an array").clone())
+        .map(|task| Came::read(&task).n)
+        .collect();
+    let again = check(&came, LAST);
+    assert_eq!(again, IN_A_REQUEST, "those of the request that hung");
+}
+
 struct Room(TempDir);
 
 impl Room {

@@ -5,31 +5,30 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Lane, Running, take_in};
+use super::{Running, take_in};
 use crate::delivery::Strain;
 use crate::outbox::Task;
-use crate::sink::{Cause, Outage, Outcome};
+use crate::sink::{Cause, Outage, Outcome, Sink};
 
-/// A batch that is in the sink's hands for longer is not just a slow one.
-const STALLS_AFTER: Duration = Duration::from_secs(1);
+/// A sink that has not answered for longer is not just slow.
+pub(super) const STALLS_AFTER: Duration = Duration::from_secs(1);
 /// Then, and as long as there is strain, what has come is sent to the hold so often.
 const EVERY: Duration = Duration::from_millis(100);
 
 impl Running {
     /// Hands tasks to the sink. While it does not answer and the daemon is short of room, or it was away before, what comes
-    /// behind goes to the hold; but not the tasks of keys that are in the sink's hands, whose order is not known yet. `None`:
-    /// nobody would hear the answer any more.
-    pub(super) async fn deliver(&mut self, tasks: &[Task]) -> Option<Result<Vec<Outcome>, Outage>> {
+    /// behind goes to the hold; but not the tasks of keys that are in the sink's hands, whose order is not known yet. Nor does
+    /// a stop wait for the answer for ever. `None`: nobody would hear it any more.
+    pub(super) async fn deliver(
+        &mut self,
+        sink: &mut dyn Sink,
+        tasks: &[Task],
+    ) -> Option<Result<Vec<Outcome>, Outage>> {
         let Running {
-            lane:
-                Lane {
-                    sink,
-                    marking,
-                    inbox,
-                    reports,
-                    strain,
-                    ..
-                },
+            marking,
+            inbox,
+            reports,
+            strain,
             queue,
             away,
             open,
@@ -50,7 +49,13 @@ impl Running {
                 () = reports.closed() => return None,
                 () = sleep_until(look_at) => look_at = Instant::now() + EVERY,
             }
-            if !tries && *strain.borrow() == Strain::None {
+            let pressed = *strain.borrow();
+            if pressed == Strain::Abandons {
+                drop(delivery);
+                self.abandons(tasks.len());
+                return Some(Ok(vec![Outcome::Unsent; tasks.len()]));
+            }
+            if !tries && pressed == Strain::None {
                 continue;
             }
             take_in(inbox, open, queue, marking, true);

@@ -336,7 +336,7 @@ fn a_sink_that_stays_away_gets_nothing_and_all_is_held_in_order() {
     }
     queue.finish_batch();
     queue.push(released(9, 0, 100, Some(7)));
-    queue.spill(now.now, &Cause::new("away"), true);
+    queue.spill(now.now, &HashSet::new(), &Cause::new("away"), true);
     let report = queue.take_report().expect("a report");
     let pauses: Vec<_> = report
         .parks

@@ -10,9 +10,9 @@ use super::process::{Program, Worker, cause};
 use crate::backoff::Backoff;
 use crate::envelope::plain;
 use crate::outbox::Task;
-use crate::sink::order::Order;
-use crate::sink::pace::Pace;
-use crate::sink::{Cause, Closing, Delivery, Outage, Outcome, Probe, Sight, Sink};
+use crate::sink::served;
+use crate::sink::serving::{Server, Serves, Service, Tag};
+use crate::sink::{Cause, Closing, Delivery, Outcome, Probe, Sight, Sink};
 use crate::units::BackoffRange;
 
 /// Pauses between starts, where workers end and never answer.
@@ -29,7 +29,6 @@ pub struct Exec {
     idle: Vec<Worker>,
     /// One for each process that there is, those that are being ended included.
     guards: JoinSet<()>,
-    pace: Pace,
     /// Workers that ended without an answer since there was one.
     silent: usize,
     restarts: Backoff,
@@ -44,57 +43,55 @@ impl Exec {
             timeout,
             idle: Vec::new(),
             guards: JoinSet::new(),
-            pace: Pace::new(workers),
             silent: 0,
             restarts: Backoff::new(RESTARTS),
             not_before: None,
         }
     }
 
-    async fn deliver_batch(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
+    async fn work_off(&mut self, mut server: Server) -> Result<(), Cause> {
         if self.not_before.is_some_and(|at| Instant::now() < at) {
-            return Err(Outage::new(Cause::new(format!(
+            return Err(Cause::new(format!(
                 "workers of {} end without an answer; they are started again in a moment",
                 self.program.name()
-            ))));
+            )));
         }
         self.wait_for_ends().await;
-        let began = Instant::now();
-        let mut order = Order::new(batch);
         let mut under_way = FuturesUnordered::new();
         let mut outage = None;
         // Whether the tasks or the program are to blame shows when another one is answered.
-        let mut silent: Vec<(usize, Cause)> = Vec::new();
+        let mut silent: Vec<(Tag, Cause)> = Vec::new();
         loop {
-            while outage.is_none()
-                && under_way.len() < self.workers
-                && let Some(index) = order.take()
-            {
-                let Some(task) = batch.get(index) else {
-                    continue;
-                };
-                let mut line = Vec::new();
-                if let Err(unfit) = plain::write(&mut line, task) {
-                    order.settle(index, Outcome::Reject(Cause::new(unfit.into_words())));
-                    continue;
-                }
-                line.push(b'\n');
-                match self.worker() {
-                    Ok(worker) => under_way.push(work(index, worker, line, self.timeout)),
-                    Err(cause) => outage = Some(cause),
-                }
+            if under_way.is_empty() && server.is_empty() && outage.is_none() {
+                server.answer_silent(&mut silent);
             }
-            // What is under way is let come to its end: it would only be done twice.
-            let Some((index, worker, end)) = under_way.next().await else {
-                break;
+            let takes = outage.is_none() && under_way.len() < self.workers;
+            let (tag, worker, end) = tokio::select! {
+                biased;
+                Some(end) = under_way.next() => end,
+                Some((tag, task)) = server.next(), if takes => {
+                    let mut line = Vec::new();
+                    if let Err(unfit) = plain::write(&mut line, &task) {
+                        server.answer(tag, Outcome::Reject(Cause::new(unfit.into_words())));
+                        continue;
+                    }
+                    line.push(b'\n');
+                    match self.worker() {
+                        Ok(worker) => under_way.push(work(tag, worker, line, self.timeout)),
+                        Err(cause) => outage = Some(cause),
+                    }
+                    continue;
+                }
+                // What is under way is let come to its end before: it would only be done twice.
+                else => return outage.map_or(Ok(()), Err),
             };
             self.idle.extend(worker);
             match end {
                 Ok(outcome) => {
                     self.silent = 0;
                     self.restarts.reset();
-                    order.settle_silent(&mut silent);
-                    order.settle(index, outcome);
+                    server.answer_silent(&mut silent);
+                    server.answer(tag, outcome);
                 }
                 Err(cause) => {
                     self.silent += 1;
@@ -102,18 +99,11 @@ impl Exec {
                         self.pause();
                         outage.get_or_insert(cause);
                     } else {
-                        silent.push((index, cause));
+                        silent.push((tag, cause));
                     }
                 }
             }
         }
-        if let Some(cause) = outage {
-            self.pace.away();
-            return Err(Outage::new(cause).amid(order.into_known()));
-        }
-        order.settle_silent(&mut silent);
-        self.pace.took(batch.len(), began.elapsed());
-        Ok(order.outcomes())
     }
 
     /// A worker with nothing to do, or a new one.
@@ -146,24 +136,39 @@ impl Exec {
 
 /// Lets a worker do a task. It comes back with an answer, and only then.
 async fn work(
-    index: usize,
+    tag: Tag,
     mut worker: Worker,
     line: Vec<u8>,
     limit: Duration,
-) -> (usize, Option<Worker>, Result<Outcome, Cause>) {
+) -> (Tag, Option<Worker>, Result<Outcome, Cause>) {
     match timeout(limit, worker.ask(&line)).await {
-        Ok(Ok(outcome)) => (index, Some(worker), Ok(outcome)),
-        Ok(Err(why)) => (index, None, Err(cause(why, worker.end().await))),
+        Ok(Ok(outcome)) => (tag, Some(worker), Ok(outcome)),
+        Ok(Err(why)) => (tag, None, Err(cause(why, worker.end().await))),
         Err(_) => {
             let why = format!("the worker has not answered within {limit:?}, and was ended");
-            (index, None, Err(cause(&why, worker.end().await)))
+            (tag, None, Err(cause(&why, worker.end().await)))
         }
+    }
+}
+
+impl Serves for Exec {
+    fn side_by_side(&mut self) -> usize {
+        // Of one that comes to its end without an answer it shows by the next what that means.
+        self.workers.max(2)
+    }
+
+    fn serve(&mut self, server: Server) -> Service<'_> {
+        Box::pin(self.work_off(server))
     }
 }
 
 impl Sink for Exec {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
-        Box::pin(self.deliver_batch(batch))
+        Box::pin(served::deliver(self, batch))
+    }
+
+    fn serves(&mut self) -> Option<&mut dyn Serves> {
+        Some(self)
     }
 
     fn probe(&mut self) -> Probe<'_> {
@@ -175,10 +180,6 @@ impl Sink for Exec {
             ),
         };
         Box::pin(std::future::ready(vec![sight]))
-    }
-
-    fn most(&self) -> usize {
-        self.pace.most()
     }
 
     fn close(&mut self) -> Closing<'_> {

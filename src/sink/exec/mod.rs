@@ -3,9 +3,9 @@
 //!
 //! - **Delivered** means: a worker has answered `ok`. Other than with a broker, the task is then done.
 //! - **Repeats**: a worker that ends, or is ended, in the middle of a task may have done it; the task comes again, with the
-//!   same `id`. So it does when the daemon is stopped and the worker does not come to its end within the drain's 8 seconds.
+//!   same `id`. So it does when the daemon is stopped and the worker does not come to its end within 7 seconds.
 //! - **Order**: tasks of one key one after the other, each when the one before is done. Others side by side, one for each
-//!   worker.
+//!   worker: a long task holds up its key and its worker, nobody else.
 //! - **What can be lost**: nothing that was not answered for.
 //!
 //! The protocol:

@@ -12,12 +12,13 @@ use tokio::time::{Instant, timeout};
 use super::answer::judge;
 use super::connection::{Link, Place};
 use super::message::{ID, Message, SIGNATURE, Shape, TIMESTAMP};
+use super::pace::Pace;
 use super::signature::Signer;
 use super::silence::Silence;
 use crate::clock;
 use crate::outbox::Task;
-use crate::sink::order::Order;
-use crate::sink::pace::Pace;
+use crate::sink::served;
+use crate::sink::serving::{Server, Serves, Service, Tag};
 use crate::sink::{Cause, Delivery, Outage, Outcome, Probe, Sight, Sink};
 
 /// Where requests go, and how they are made.
@@ -141,11 +142,12 @@ pub struct Webhook {
     /// Connections that rest.
     pub(super) idle: Vec<Link>,
     pub(super) silence: Silence,
+    /// Of arrays.
     pub(super) pace: Pace,
 }
 
 impl Webhook {
-    async fn deliver_batch(&mut self, batch: &[Task]) -> Result<Vec<Outcome>, Outage> {
+    async fn post(&mut self, mut server: Server) -> Result<(), Cause> {
         let Webhook {
             endpoint,
             shape,
@@ -155,52 +157,44 @@ impl Webhook {
             ..
         } = self;
         let endpoint = &*endpoint;
-        let mut order = Order::new(batch);
         let mut under_way = FuturesUnordered::new();
         // Whether the tasks or the receiver are to blame shows when another one is answered.
-        let mut silent: Vec<(usize, Cause)> = Vec::new();
+        let mut silent: Vec<(Tag, Cause)> = Vec::new();
         loop {
-            while under_way.len() < *concurrency
-                && let Some(index) = order.take()
-            {
-                let Some(task) = batch.get(index) else {
-                    continue;
-                };
-                let message = shape
-                    .message(task)
-                    .map_err(|unfit| Cause::new(unfit.into_words()));
-                match message.and_then(|message| endpoint.request(message)) {
-                    Ok(request) => {
-                        let link = idle.pop();
-                        under_way.push(async move { (index, endpoint.send(link, request).await) });
-                    }
-                    Err(cause) => order.settle(index, Outcome::Reject(cause)),
-                }
+            if under_way.is_empty() && server.is_empty() {
+                server.answer_silent(&mut silent);
             }
-            let Some((index, end)) = under_way.next().await else {
-                break;
+            let takes = under_way.len() < *concurrency;
+            let (tag, end) = tokio::select! {
+                biased;
+                Some(end) = under_way.next() => end,
+                Some((tag, task)) = server.next(), if takes => {
+                    let message = shape
+                        .message(&task)
+                        .map_err(|unfit| Cause::new(unfit.into_words()));
+                    match message.and_then(|message| endpoint.request(message)) {
+                        Ok(request) => {
+                            let link = idle.pop();
+                            under_way.push(async move { (tag, endpoint.send(link, request).await) });
+                        }
+                        Err(cause) => server.answer(tag, Outcome::Reject(cause)),
+                    }
+                    continue;
+                }
+                else => return Ok(()),
             };
-            let away = match end {
+            match end {
                 End::Answer(outcome, link) => {
                     silence.is_broken();
                     idle.extend(link);
-                    order.settle_silent(&mut silent);
-                    order.settle(index, outcome);
-                    None
+                    server.answer_silent(&mut silent);
+                    server.answer(tag, outcome);
                 }
-                End::Silence(cause) if silence.is_away() => Some(cause),
-                End::Silence(cause) => {
-                    silent.push((index, cause));
-                    None
-                }
-                End::Away(cause) => Some(cause),
-            };
-            if let Some(cause) = away {
-                return Err(Outage::new(cause).amid(order.into_known()));
+                End::Silence(cause) if silence.is_away() => return Err(cause),
+                End::Silence(cause) => silent.push((tag, cause)),
+                End::Away(cause) => return Err(cause),
             }
         }
-        order.settle_silent(&mut silent);
-        Ok(order.outcomes())
     }
 
     async fn look(&mut self) -> Vec<Sight> {
@@ -232,20 +226,38 @@ impl Webhook {
     }
 }
 
+impl Serves for Webhook {
+    fn side_by_side(&mut self) -> usize {
+        // Of one that comes to its end without an answer it shows by the next what that means.
+        self.concurrency.max(2)
+    }
+
+    fn serve(&mut self, server: Server) -> Service<'_> {
+        Box::pin(self.post(server))
+    }
+}
+
 impl Sink for Webhook {
     fn deliver<'a>(&'a mut self, batch: &'a [Task]) -> Delivery<'a> {
         Box::pin(async move {
+            if self.batch == 1 {
+                return served::deliver(self, batch).await;
+            }
             let began = Instant::now();
-            let outcomes = match self.batch {
-                1 => self.deliver_batch(batch).await,
-                _ => self.deliver_arrays(batch).await,
-            };
+            let outcomes = self.deliver_arrays(batch).await;
             match outcomes {
                 Ok(_) => self.pace.took(batch.len(), began.elapsed()),
                 Err(_) => self.pace.away(),
             }
             outcomes
         })
+    }
+
+    fn serves(&mut self) -> Option<&mut dyn Serves> {
+        match self.batch {
+            1 => Some(self),
+            _ => None,
+        }
     }
 
     fn probe(&mut self) -> Probe<'_> {

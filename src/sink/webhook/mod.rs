@@ -5,7 +5,7 @@
 //!   receivers drop repeats by it. After an outage what was answered before is not sent again, and neither is it
 //!   after a stop; after a crash of the daemon what was in flight is.
 //! - **Order**: tasks of one key one after the other, each when the one before was answered. Different keys, and tasks
-//!   without one, side by side, `concurrency` at a time.
+//!   without one, side by side, `concurrency` at a time; a slow answer holds up its key and one of these, nobody else.
 //! - **What the receiver can lose**: nothing that it has not answered for.
 //!
 //! | answer | what becomes of the task |
@@ -32,6 +32,7 @@ mod arrays;
 mod client;
 mod connection;
 mod message;
+mod pace;
 mod signature;
 mod silence;
 
@@ -53,9 +54,9 @@ pub use self::client::Webhook;
 use self::connection::Place;
 pub use self::message::Format;
 use self::message::{Shape, parse_extra};
+use self::pace::Pace;
 use self::signature::Signer;
 use self::silence::Silence;
-use super::pace::Pace;
 use super::settings::{Either, check_timeout};
 use super::{Invalid, SecretFile, Settings, Sink};
 use crate::tls::{self, Roots, Rules};
@@ -230,7 +231,7 @@ impl Settings for Config {
                 1 => self.side_by_side(),
                 _ => 1,
             }),
-            pace: Pace::new(self.side_by_side().max(batch)),
+            pace: Pace::new(batch),
             batch,
         }))
     }

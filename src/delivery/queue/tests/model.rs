@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::delivery::Message;
+use crate::delivery::hands::{Hands, Room};
 use crate::intake::Confirmation;
 
 /// A row of the hold table.
@@ -152,7 +153,7 @@ proptest! {
                 2 if size < 3 => hold.look_after(&queue),
                 2 => hold.release(),
                 // The sink is away for long.
-                7 => queue.spill(now, &Cause::new("away"), true),
+                7 => queue.spill(now, &HashSet::new(), &Cause::new("away"), true),
                 // The daemon drains.
                 8 => queue.give_back(),
                 // A batch.
@@ -206,5 +207,93 @@ proptest! {
             prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
         }
         prop_assert!(hold.rows.is_empty() && hold.under_way.is_empty());
+    }
+
+    /// The same, where the sink is served one by one.
+    #[test]
+    fn served_one_by_one_keeps_order_per_key_and_loses_nothing(
+        keys in proptest::collection::vec(proptest::option::of(0u8..4), 1..60),
+        steps in proptest::collection::vec((0u8..9, 1usize..7, any::<u16>(), 0u64..300), 1..300),
+        hold_after in 0u64..400,
+    ) {
+        let mut now = Instant::now();
+        let mut queue = queue(rule(u32::MAX, Duration::from_millis(hold_after), false));
+        let mut hold = Hold::default();
+        let mut hands = Hands::default();
+        let mut coming = keys.iter().copied().enumerate();
+        let mut delivered: Vec<u64> = Vec::new();
+        let healthy = (0..400).flat_map(|_| {
+            let answers = [(4u8, 1usize, 0u16, 0u64); 7];
+            [(0, 7, 0, 1000), (3, 7, 0, 1000)].into_iter().chain(answers).chain([(1, 7, 0, 0), (2, 7, 0, 0)])
+        });
+        for (kind, size, chance, pause) in steps.into_iter().chain(healthy) {
+            match kind {
+                // New tasks, and what the keeper has told.
+                0 => {
+                    for (number, key) in coming.by_ref().take(size) {
+                        hold.inbox.push_back(Message::Tasks(vec![passage(number as u64, key)]));
+                    }
+                    hold.hear(size, &mut queue);
+                }
+                1 => hold.write(size),
+                2 if size < 3 => hold.look_after(&queue),
+                2 => hold.release(),
+                3 => {
+                    now += Duration::from_millis(pause);
+                    let room = Room { tasks: size, bytes: usize::MAX };
+                    hands.take(&mut queue, at(now), None, room);
+                    prop_assert!(hands.tags().len() <= 7);
+                }
+                // The sink goes away: it answers for nothing of what it has.
+                5 => {
+                    for tag in hands.tags() {
+                        let taken = hands.give(tag).expect("it has it");
+                        let key = taken.key();
+                        queue.outcome(taken.passage, Outcome::Unsent, at(now));
+                        hands.let_go(key, &mut queue, at(now));
+                    }
+                    queue.finish_batch();
+                    if chance & 1 == 1 {
+                        queue.spill(now, &HashSet::new(), &Cause::new("away"), true);
+                    }
+                }
+                // It does not answer for long.
+                6 => queue.spill_beside(now, &hands.keys(), &Cause::new("it does not answer")),
+                7 => queue.spill(now, &hands.keys(), &Cause::new("away"), chance & 1 == 1),
+                // The daemon drains.
+                8 => queue.give_back(),
+                // An answer.
+                _ => {
+                    let tags = hands.tags();
+                    if let Some(&tag) = tags.get(usize::from(chance >> 4) % tags.len().max(1)) {
+                        let taken = hands.give(tag).expect("it has it");
+                        let key = taken.key();
+                        let fails = size > 3;
+                        if fails {
+                            queue.outcome(taken.passage, retry(), at(now));
+                        } else {
+                            delivered.push(taken.passage.task.position.ordinal);
+                            queue.delivered(&taken.passage.task, taken.passage.origin);
+                        }
+                        if fails || chance & 1 == 1 {
+                            hands.let_go(key, &mut queue, at(now));
+                        } else {
+                            hands.go_on(key, &mut queue, at(now), None);
+                        }
+                        queue.finish_batch();
+                    }
+                }
+            }
+            hold.reports.extend(queue.take_report());
+        }
+        let mut sorted = delivered.clone();
+        sorted.sort_unstable();
+        prop_assert_eq!(sorted, (0..keys.len() as u64).collect::<Vec<_>>());
+        for key in 0u8..4 {
+            let of_key: Vec<u64> =
+                delivered.iter().copied().filter(|&n| keys[n as usize] == Some(key)).collect();
+            prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
+        }
+        prop_assert!(hold.rows.is_empty() && hold.under_way.is_empty() && hands.is_empty());
     }
 }
