@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::port::free_port;
+use super::wait::{PATIENCE, until};
 
 /// A request that was received.
 #[derive(Clone, Debug)]
@@ -126,8 +127,11 @@ impl Receiver {
 
     /// Takes connections, again.
     pub(crate) fn open(&mut self) {
-        let listener =
-            TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).expect("the port is free");
+        // A process that another test starts has all open files until it becomes that program: a port that was closed just now
+        // may be open there for a moment.
+        let listener = until(PATIENCE, "the port is free", || {
+            TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).ok()
+        });
         self.shared.open.store(true, Ordering::SeqCst);
         let shared = self.shared.clone();
         self.accepting = Some(thread::spawn(move || accept(&listener, &shared)));
