@@ -1,5 +1,6 @@
 //! An HTTP server in this process, on a real socket, that answers as it is told: a webhook's receiver.
 
+use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -61,7 +62,7 @@ struct Shared {
     tls: Option<Arc<ServerConfig>>,
     requests: Mutex<Vec<Request>>,
     open: AtomicBool,
-    streams: Mutex<Vec<TcpStream>>,
+    streams: Mutex<HashMap<usize, TcpStream>>,
     connections: AtomicUsize,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
@@ -150,7 +151,7 @@ impl Receiver {
 
     /// Closes all connections.
     pub(crate) fn hang_up(&self) {
-        for stream in lock(&self.shared.streams).drain(..) {
+        for (_, stream) in lock(&self.shared.streams).drain() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -191,8 +192,8 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
         let Ok(twin) = stream.try_clone() else {
             continue;
         };
-        lock(&shared.streams).push(twin);
         let number = shared.connections.fetch_add(1, Ordering::SeqCst);
+        lock(&shared.streams).insert(number, twin);
         let shared = shared.clone();
         let Ok(end) = stream.try_clone() else {
             continue;
@@ -208,6 +209,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
             }
             // Its twins are still open.
             let _ = end.shutdown(Shutdown::Both);
+            lock(&shared.streams).remove(&number);
         });
     }
 }
