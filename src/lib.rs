@@ -75,9 +75,8 @@
 //!   delivered, is kept in the hold table.
 //! - **Few repeats, marked.** A task goes out under its row's id, whenever it does. The watermark outlives connections and
 //!   knows what the server sends again ([`watermark::Watermark::begin`]); a graceful stop drains ([`relay`]), and what a sink
-//!   does not take in time goes to the hold table ([`delivery::Strain`]). A sink whose
-//!   place can store a note with the messages pushes nothing twice ([`sink::marks`]); elsewhere a crash repeats at most what
-//!   was not yet confirmed.
+//!   does not take in time goes to the hold table ([`delivery::Strain`]). A sink whose place can store a note with the
+//!   messages pushes nothing twice ([`sink::marks`]); elsewhere a crash repeats at most what was not yet confirmed.
 //! - **Ordered per key.** The relay gives one key one lane; the lane holds the later tasks of a key back while an
 //!   earlier one is not delivered, and nothing else. Once one is in the hold table, they follow it there, until it is gone.
 //! - **One failing part is alone.** Sinks have lanes of their own; the status timer has its thread; a broken destination

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use super::queue::{At, LaneQueue};
 use super::{Origin, Passage};
 use crate::outbox::Task;
+use crate::sink::Outcome;
 use crate::sink::serving::Tag;
 
 /// What a sink has in its hands: of each key one task at most.
@@ -13,7 +14,9 @@ pub(super) struct Hands {
     taken: HashMap<Tag, Taken>,
     /// Of each key, by its hash, of which a task is in the sink's hands: those that came behind it, in order.
     behind: HashMap<u64, VecDeque<Passage>>,
+    /// Size of the tasks that are taken.
     bytes: usize,
+    /// The tag that was given last.
     last: Tag,
 }
 
@@ -129,7 +132,7 @@ impl Hands {
     pub(super) fn let_go(&mut self, key: Key, queue: &mut LaneQueue, at: At) {
         let line = key.0.and_then(|hash| self.behind.remove(&hash));
         for passage in line.into_iter().flatten() {
-            queue.outcome(passage, crate::sink::Outcome::Unsent, at);
+            queue.outcome(passage, Outcome::Unsent, at);
         }
     }
 
@@ -154,6 +157,7 @@ impl Hands {
 pub(super) struct Key(Option<u64>);
 
 impl Taken {
+    /// Its key, for what follows.
     pub(super) fn key(&self) -> Key {
         Key(self.hash)
     }

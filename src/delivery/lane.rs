@@ -142,13 +142,7 @@ impl Running {
     async fn work(&mut self, sink: &mut dyn Sink) {
         loop {
             let away = self.away.is_some();
-            take_in(
-                &mut self.inbox,
-                &mut self.open,
-                &mut self.queue,
-                &mut self.marking,
-                away,
-            );
+            self.take_in();
             self.spill(&HashSet::new());
             let limit = if away { TRIAL_TASKS } else { BATCH_TASKS };
             let limit = limit.min(self.in_hands);
@@ -168,6 +162,18 @@ impl Running {
                 return;
             }
         }
+    }
+
+    fn take_in(&mut self) {
+        let detach = self.away.is_some();
+        let Running {
+            inbox,
+            open,
+            queue,
+            marking,
+            ..
+        } = self;
+        take_in(inbox, open, queue, marking, detach);
     }
 
     /// Reports what has become of tasks. False when nobody listens any more.
@@ -193,6 +199,10 @@ impl Running {
         let strain = *self.strain.borrow_and_update();
         let now = Instant::now();
         if strain >= Strain::Leaves {
+            if let Some(away) = &mut self.away {
+                // Nothing is left to be tried.
+                away.spilled = true;
+            }
             let why = self.away.as_ref().map(|away| away.cause.clone());
             let why = why.unwrap_or_else(|| Cause::new("the daemon was stopped before its turn"));
             self.queue.spill(now.into_std(), in_hands, &why, true);

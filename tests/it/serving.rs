@@ -1,9 +1,12 @@
 //! Sinks that are served one by one: a task that takes long holds up its key, and nobody else.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::support::daemon::{Daemon, init};
+use crate::support::exam::processor_time;
 use crate::support::postgres::{Options, Postgres, SUPERUSER};
 use crate::support::process::{scratch, whole_lines, write_program};
 use crate::support::receiver::{Answer, Receiver};
@@ -19,13 +22,13 @@ fn is_of_the_slow_key(n: &usize) -> bool {
     n % KEYS == SLOW % KEYS
 }
 
-fn postgres(name: &str, sink: &str) -> (Postgres, String) {
+fn postgres(name: &str, sink: &str, tasks: usize) -> (Postgres, String) {
     let postgres = Postgres::start(Options::default());
     let config = with_sink(&postgres.url(SUPERUSER), name, sink, "[outbox]\n");
     init(&config);
     postgres.psql(&format!(
         "insert into aftercommit.outbox (task, key, kwargs)
-         select 'a.b', n % {KEYS}, json_build_object('n', n) from generate_series(1, {TASKS}) n"
+         select 'a.b', n % {KEYS}, json_build_object('n', n) from generate_series(1, {tasks}) n"
     ));
     (postgres, config)
 }
@@ -97,7 +100,7 @@ async fn a_slow_request_holds_up_its_key_alone() {
         "[sink.webhook.out]\nurl = \"{}\"\nallow_addresses = [\"127.0.0.1\"]\nconcurrency = 2\ntimeout = \"600s\"\n",
         receiver.url()
     );
-    let (postgres, config) = postgres("slow_request", &sink);
+    let (postgres, config) = postgres("slow_request", &sink, TASKS);
     let mut daemon = Daemon::start(&config);
     let came = || {
         let requests = receiver.requests();
@@ -114,7 +117,41 @@ async fn a_slow_request_holds_up_its_key_alone() {
     assert_in_order(&came());
 }
 
-/// And a stop that does not wait for it repeats it, but nothing else.
+/// A sink that was away and then hangs is waited for, and not looked at again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waiting_for_an_answer_after_an_outage_costs_nothing() {
+    let door = Arc::new(Door::default());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let receiver = Receiver::deciding({
+        let (door, asked) = (door.clone(), asked.clone());
+        move |_| {
+            if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+                return Answer::Status(401, Vec::new());
+            }
+            door.wait();
+            Answer::Status(204, Vec::new())
+        }
+    });
+    let sink = format!(
+        "[sink.webhook.out]\nurl = \"{}\"\nallow_addresses = [\"127.0.0.1\"]\ntimeout = \"600s\"\n",
+        receiver.url()
+    );
+    let (postgres, config) = postgres("hanging_trial", &sink, 1);
+    let mut daemon = Daemon::start(&config);
+    eventually(PATIENCE, "it is tried again", || async {
+        (asked.load(Ordering::SeqCst) == 2).then_some(())
+    })
+    .await;
+    let (before, since) = (processor_time(&daemon), Instant::now());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let spent = processor_time(&daemon) - before;
+    assert!(spent < since.elapsed() / 4, "{spent:?}");
+    door.open();
+    settled(&postgres).await;
+    assert_eq!(daemon.terminate().await.code(), Some(0));
+}
+
+/// And a stop that does not wait for a slow task repeats it, but nothing else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_task_holds_up_its_key_alone_and_a_stop_repeats_no_other() {
     let room = scratch("serving");
@@ -141,7 +178,7 @@ for line in sys.stdin:
         "[sink.exec.out]\ncommand = [{:?}]\nworkers = 2\n",
         path("worker")
     );
-    let (postgres, config) = postgres("slow_task", &sink);
+    let (postgres, config) = postgres("slow_task", &sink, TASKS);
     let came = || {
         let text = fs::read_to_string(path("done")).unwrap_or_default();
         let numbers = whole_lines(&text).map(|n| n.parse().expect("a number"));

@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 
 use super::stall::STALLS_AFTER;
-use super::{BATCH_BYTES, Running, TRIAL_TASKS, at, hear, take_in};
+use super::{BATCH_BYTES, Running, TRIAL_TASKS, at, hear};
 use crate::clock;
 use crate::delivery::Strain;
 use crate::delivery::hands::{Hands, Room, Taken};
@@ -104,14 +104,7 @@ impl Running {
 
     /// Takes in what has come, and hands out what may go. Says when there is more to do, if nothing happens before.
     fn hand_out(&mut self, serving: &mut Serving) -> Option<Instant> {
-        let away = self.away.is_some();
-        take_in(
-            &mut self.inbox,
-            &mut self.open,
-            &mut self.queue,
-            &mut self.marking,
-            away,
-        );
+        self.take_in();
         let generation = self.marking.generation();
         if std::mem::replace(&mut serving.generation, generation) != generation {
             for (task, origin) in serving.hands.drop_behind() {
@@ -134,18 +127,15 @@ impl Running {
                 serving.client.give(tag, task);
             }
         }
-        let due = match &self.away {
-            Some(away) if away.spilled => None,
-            Some(away) => Some(away.spill_at),
-            None => None,
-        };
-        let has_room = serving.hands.have(room);
+        let spill_at = self.away.as_ref().map(|away| away.spill_at);
         let next = match self.away {
             Some(_) => try_at,
             None => self.queue.next_due().map(Instant::from_std),
         };
-        let next = next.filter(|_| has_room);
-        [due, stalls_at, next].into_iter().flatten().min()
+        let next = next.filter(|_| serving.hands.have(room));
+        // What was due is done: a time that has passed is not waited for.
+        let times = [spill_at, stalls_at, next].into_iter().flatten();
+        times.filter(|at| *at > now).min()
     }
 
     fn room(&self, serving: &Serving) -> Room {

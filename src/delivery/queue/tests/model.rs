@@ -122,6 +122,19 @@ impl Hold {
     }
 }
 
+/// Each task, of these keys, was delivered once, and those of a key in their order.
+fn each_once_and_in_order(keys: &[Option<u8>], delivered: &[u64]) -> Result<(), TestCaseError> {
+    let mut sorted = delivered.to_vec();
+    sorted.sort_unstable();
+    prop_assert_eq!(sorted, (0..keys.len() as u64).collect::<Vec<_>>());
+    for key in 0u8..4 {
+        let is_of_key = |n: &&u64| keys[**n as usize] == Some(key);
+        let of_key: Vec<&u64> = delivered.iter().filter(is_of_key).collect();
+        prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -198,14 +211,7 @@ proptest! {
             }
             hold.reports.extend(queue.take_report());
         }
-        let mut sorted = delivered.clone();
-        sorted.sort_unstable();
-        prop_assert_eq!(sorted, (0..keys.len() as u64).collect::<Vec<_>>());
-        for key in 0u8..4 {
-            let of_key: Vec<u64> =
-                delivered.iter().copied().filter(|&n| keys[n as usize] == Some(key)).collect();
-            prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
-        }
+        each_once_and_in_order(&keys, &delivered)?;
         prop_assert!(hold.rows.is_empty() && hold.under_way.is_empty());
     }
 
@@ -286,14 +292,7 @@ proptest! {
             }
             hold.reports.extend(queue.take_report());
         }
-        let mut sorted = delivered.clone();
-        sorted.sort_unstable();
-        prop_assert_eq!(sorted, (0..keys.len() as u64).collect::<Vec<_>>());
-        for key in 0u8..4 {
-            let of_key: Vec<u64> =
-                delivered.iter().copied().filter(|&n| keys[n as usize] == Some(key)).collect();
-            prop_assert!(of_key.is_sorted(), "key {} went {:?}", key, of_key);
-        }
+        each_once_and_in_order(&keys, &delivered)?;
         prop_assert!(hold.rows.is_empty() && hold.under_way.is_empty() && hands.is_empty());
     }
 }
